@@ -1,0 +1,60 @@
+"""What a view may ask of the keeper: one struct each, one JSON line each on the control socket."""
+
+from typing import Literal, cast
+
+import msgspec
+
+PROTOCOL = 1
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
+    """`id` is chosen by the view and comes back in `command_answered`."""
+
+    id: int = 0
+
+
+class Hello(Command, frozen=True, kw_only=True, tag="hello"):
+    """First line of every connection; another protocol is answered with a refusal that says what to do."""
+
+    protocol: int = PROTOCOL
+    headless: bool = False
+    """Recorded lines from the beginning, nothing else."""
+
+
+class Stop(Command, frozen=True, kw_only=True, tag="stop"):
+    """End the tree; `kill` skips the polite signals."""
+
+    kill: bool = False
+    by: Literal["key", "signal", "leftovers"] = "key"
+
+
+class Relaunch(Command, frozen=True, kw_only=True, tag="relaunch"):
+    """Stop what still runs, then launch again with just these levers.
+
+    `clean` also leaves out the debug variables that the shell handed down.
+    """
+
+    levers: list[str] = []
+    clean: bool = False
+
+
+class CaptureStacks(Command, frozen=True, kw_only=True, tag="capture_stacks"):
+    """Stacks of every process, now."""
+
+
+AnyCommand = Hello | Stop | Relaunch | CaptureStacks
+
+_DECODER = msgspec.json.Decoder(AnyCommand)
+
+
+def encode(command: Command) -> bytes:
+    """The command as one JSON line, newline included."""
+    return msgspec.json.encode(command) + b"\n"
+
+
+def decode(line: bytes) -> AnyCommand | None:
+    """The command of one JSON line; None when this version does not know it."""
+    try:
+        return cast(AnyCommand, _DECODER.decode(line))
+    except msgspec.DecodeError:
+        return None

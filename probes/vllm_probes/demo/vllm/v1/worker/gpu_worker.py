@@ -1,0 +1,28 @@
+"""What the engine calls on every rank."""
+
+from vllm_probes.demo.options import Options
+from vllm_probes.demo.startup import play, stages
+from vllm_probes.demo.vllm.distributed.parallel_state import GroupCoordinator
+from vllm_probes.demo.vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+
+class Worker:
+    """One rank: its start-up is only printed, its steps are executed."""
+
+    def __init__(self, options: Options, rank: int, tp_group: GroupCoordinator, has_incident: bool) -> None:
+        self._options = options
+        self._rank = rank
+        self._model_runner = GPUModelRunner(tp_group, has_incident, options.pace)
+
+    def execute_model(self, scheduled: list[str]) -> int:
+        return self._model_runner.execute_model(scheduled)
+
+    def start_up(self, stage: str) -> None:
+        play(stage, self._options, self._rank)
+
+    def call(self, method: str, *arguments: list[str]) -> int | None:
+        """Run a method by the name that vLLM has for it."""
+        if method in stages():
+            self.start_up(method)
+            return None
+        return self.execute_model(*arguments)

@@ -1,0 +1,1 @@
+"""Pure functions and data: no I/O, no clock, no threads."""

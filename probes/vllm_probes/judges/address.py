@@ -1,0 +1,111 @@
+"""Where a vLLM server listens, from its command line or from what it logged."""
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from string import Template
+from urllib.parse import urlsplit
+
+import msgspec
+
+from vllm_probes.judges.commandline import server_arguments, shell_code
+
+DEFAULT_PORT = 8000
+_LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Where to reach a server that listens everywhere."""
+_UNKNOWABLE = ("--config", "--headless")
+"""A YAML file that may say anything about the address; a node that has no server."""
+
+
+class Address(msgspec.Struct, frozen=True, kw_only=True):
+    """Several API servers (`--api-server-count`) share one. vLLM answers without `--root-path` in the path, too."""
+
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    uds: str | None = None
+    """Path of a unix socket: then host and port mean nothing."""
+    tls: bool = False
+
+    @property
+    def url(self) -> str:
+        """As people write it: `http://127.0.0.1:8000`, `unix:/run/vllm.sock`."""
+        if self.uds is not None:
+            return f"unix:{self.uds}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self.tls else 'http'}://{host}:{self.port}"
+
+
+def address_from_command(argv: Sequence[str], env: Mapping[str, str]) -> Address | None:
+    """Where a server started like this will listen; wrappers and `bash -c CODE` are looked through.
+
+    `env` fills in variables inside such code. None where the command line does not tell: it starts no vLLM server, has
+    a config file, or a value that only the shell can work out.
+    """
+    for words in _candidates(argv, env):
+        for start in range(len(words)):
+            if (arguments := server_arguments(words[start:])) is not None:
+                return _from_options(_options(arguments))
+    return None
+
+
+def address_from_url(url: str) -> Address | None:
+    """The address in the log's "Starting vLLM server on URL" (entrypoints/launchers/launcher.py of 0.32).
+
+    None where it is none.
+    """
+    if url.startswith("unix:"):
+        return Address(uds=url.removeprefix("unix:").removeprefix("//"))
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    if parts.scheme not in ("http", "https") or port == 0:
+        return None
+    tls = parts.scheme == "https"
+    return Address(host=_reachable(parts.hostname or ""), port=port or (443 if tls else 80), tls=tls)
+
+
+def _candidates(argv: Sequence[str], env: Mapping[str, str]) -> Iterator[list[str]]:
+    yield list(argv)
+    for start in range(len(argv)):
+        if code := shell_code(argv[start:]):
+            try:
+                words = _split(code)
+            except ValueError:  # an open quotation mark
+                continue
+            yield from _candidates([Template(word).safe_substitute(env) for word in words], env)
+
+
+def _split(code: str) -> list[str]:
+    lexer = shlex.shlex(code.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    return list(lexer)
+
+
+def _options(arguments: Sequence[str]) -> dict[str, str]:
+    """The long options with their values, as argparse takes them: the last one counts, `_` is `-`."""
+    found: dict[str, str] = {}
+    for position, word in enumerate(arguments):
+        if word and set(word) <= set("();<>|&"):  # the end of this command
+            break
+        if word.startswith("--"):
+            option, has_value, value = word.partition("=")
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            found[option.replace("_", "-")] = value if has_value else following
+    return found
+
+
+def _from_options(options: Mapping[str, str]) -> Address | None:
+    if any(option in options for option in _UNKNOWABLE):
+        return None
+    tls = "--ssl-keyfile" in options and "--ssl-certfile" in options
+    if uds := options.get("--uds"):
+        return Address(uds=uds, tls=tls)
+    port = options.get("--port", str(DEFAULT_PORT))
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        return None
+    return Address(host=_reachable(options.get("--host", "")), port=int(port), tls=tls)
+
+
+def _reachable(host: str) -> str:
+    return _LOOPBACK.get(host, host)

@@ -1,0 +1,218 @@
+"""Lines of a log put together to records: a message over several lines, a traceback with its exception.
+
+Lines are cleaned (`logline.clean`) and numbered; nothing here reads a file or a clock.
+"""
+
+import re
+from typing import Literal
+
+import msgspec
+
+from vllm_probes.events import Level
+from vllm_probes.logline import TRACEBACK, ParsedLine, Shape, parse_line
+
+__all__ = ["ParsedLine", "Record", "RecordAssembler", "Statement", "parse_line"]
+
+MAX_LINES = 2000
+MAX_CHARACTERS = 256 << 10
+STALE_LINES = 500
+"""A traceback that got nothing for so many lines of others is over."""
+SPAN_LINES = 40
+"""How many lines after an exception's first may belong to its message, where no prefix tells."""
+
+_BARE: tuple[Shape, ...] = ("plain", "prefixed")
+_CHAIN = re.compile(r"During handling of the above exception, another|The above exception was the direct cause")
+# faulthandler writes `line 3 in f`, without the comma: its dumps are no errors.
+_FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
+_GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
+_NEXT_WRITER = re.compile(r"Process \S+:$")
+_NAMED = (
+    r"(?:\w+\.)*_?[A-Z]\w*"
+    r"(?:Error|Exception|Exit|Interrupt|Failed|Failure|Fault|Timeout|Expired|Iteration|Group|Abort(?:ed)?)(?::|$)"
+)
+_EXCEPTION_ALONE = re.compile(_NAMED)
+_EXCEPTION_AFTER_FRAMES = re.compile(rf"{_NAMED}|(?:[A-Za-z_]\w*\.)+\w+(?::|$)|[A-Z]\w*: ")
+
+
+class Statement(msgspec.Struct, kw_only=True):
+    """A line of a record that says something: not a frame of a traceback, not a line of source."""
+
+    number: int
+    """Counts newlines from 1."""
+    line: str
+    """Whole, prefix included."""
+    text: str
+    """Without prefix; of an exception with the lines that its message goes on over."""
+    is_exception: bool = False
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """What one writer said at once. Exceptions that Python chained are one record."""
+
+    line_number: int
+    head: ParsedLine
+    """The first line, taken apart."""
+    lines: list[str]
+    """Every line without its prefix, at most MAX_LINES and MAX_CHARACTERS."""
+    statements: list[Statement]
+    is_traceback: bool
+
+    @property
+    def level(self) -> Level | None:
+        """A traceback without a level of its own is an error."""
+        return self.head.level or ("error" if self.is_traceback else None)
+
+    @property
+    def message(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def exception(self) -> Statement | None:
+        """The one that got out: the last of a chain. What it followed from stands before it in `statements`."""
+        return next((statement for statement in reversed(self.statements) if statement.is_exception), None)
+
+
+class RecordAssembler:
+    """Takes lines, gives records. Only a traceback waits for its next line across the lines of other processes."""
+
+    def __init__(self) -> None:
+        self._drafts: dict[object, _Draft] = {}
+
+    @property
+    def in_traceback(self) -> bool:
+        """A traceback is open: the next lines matter whatever they say."""
+        return any(draft.is_traceback for draft in self._drafts.values())
+
+    def feed(self, number: int, text: str) -> list[Record]:
+        """Take one cleaned line; give the records that it ends, and its own where nothing can follow."""
+        parsed = parse_line(text)
+        writer = _writer(parsed)
+        if (draft := self._drafts.get(writer)) and draft.takes(parsed):
+            draft.add(number, text, parsed)
+            return []
+        ended = self._pop([key for key, draft in self._drafts.items() if draft.ends(number, key == writer)])
+        if parsed.shape in _BARE and not parsed.message.strip():
+            return ended
+        draft = _Draft(number, text, parsed)
+        if not draft.may_grow or writer in self._drafts:
+            return [*ended, draft.record()]
+        self._drafts[writer] = draft
+        return ended
+
+    def settle(self) -> list[Record]:
+        """The open records that look complete: of tracebacks those that have their exception and stopped growing."""
+        complete = [writer for writer, draft in self._drafts.items() if draft.looks_complete]
+        for draft in self._drafts.values():
+            draft.grew = False
+        return self._pop(complete)
+
+    def flush(self) -> list[Record]:
+        """All open records: at the end, or after a quiet time."""
+        return self._pop(list(self._drafts))
+
+    def _pop(self, writers: list[object]) -> list[Record]:
+        return [self._drafts.pop(writer).record() for writer in writers]
+
+
+class _Draft:
+    """A record that may still grow."""
+
+    def __init__(self, number: int, text: str, head: ParsedLine) -> None:
+        self.is_traceback = False
+        self.grew = True
+        self._head = head
+        self._first = self._last = number
+        self._lines: list[str] = []
+        self._statements: list[Statement] = []
+        self._room = MAX_CHARACTERS
+        self._span = 0
+        self._state: Literal["text", "frames", "exception", "gap"] = "text"
+        self.add(number, text, head)
+
+    @property
+    def may_grow(self) -> bool:
+        return self._head.shape == "vllm" or (self._head.shape in _BARE and self.is_traceback)
+
+    @property
+    def looks_complete(self) -> bool:
+        return not self.is_traceback or (self._state in ("exception", "gap") and not self.grew)
+
+    def record(self) -> Record:
+        return Record(
+            line_number=self._first,
+            head=self._head,
+            lines=self._lines,
+            statements=self._statements,
+            is_traceback=self.is_traceback,
+        )
+
+    def takes(self, line: ParsedLine) -> bool:
+        """Whether a line of the same writer goes on with this record."""
+        if self._head.shape == "vllm":
+            return line.head == self._head.head and (self.is_traceback or len(self._lines) < MAX_LINES)
+        text = line.message
+        if self._state == "frames":
+            return not text.strip() or text[0].isspace() or _is_traceback_part(text)
+        if _CHAIN.match(text):
+            return True
+        if self._state == "gap":
+            return not text.strip()
+        return self._span < SPAN_LINES and not text.endswith(TRACEBACK) and not _NEXT_WRITER.match(text)
+
+    def ends(self, number: int, own_line: bool) -> bool:
+        """Whether a line that it does not take ends it: noise of other writers does not end a traceback."""
+        if not self.is_traceback or number - self._last > STALE_LINES:
+            return True
+        return own_line and (self._state != "frames" or self._head.shape == "vllm")
+
+    def add(self, number: int, text: str, line: ParsedLine) -> None:
+        self._last, self.grew = number, True
+        for part in line.message.split("\n"):
+            if self._room > 0 and len(self._lines) < MAX_LINES:
+                self._lines.append(part[: self._room])
+                self._room -= len(part)
+            self._follow(number, text, _GROUP_BAR.sub("", part))
+
+    def _follow(self, number: int, line: str, text: str) -> None:
+        if text.endswith(TRACEBACK) or _FRAME.match(text):
+            if not _FRAME.match(text) and text != TRACEBACK:
+                self._state_that(number, line, text)
+            self.is_traceback, self._state = True, "frames"
+        elif _CHAIN.match(text):
+            self._state = "frames"
+        elif self._state == "frames":
+            if _EXCEPTION_AFTER_FRAMES.match(text):
+                self._raise(number, line, text)
+        elif self._state == "text":
+            if _EXCEPTION_ALONE.match(text):
+                self._raise(number, line, text)
+            else:
+                self._state_that(number, line, text)
+        else:
+            self._go_on(text)
+
+    def _raise(self, number: int, line: str, text: str) -> None:
+        self.is_traceback, self._state, self._span = True, "exception", 0
+        self._state_that(number, line, text, is_exception=True)
+
+    def _state_that(self, number: int, line: str, text: str, is_exception: bool = False) -> None:
+        if self._room > 0 or is_exception:
+            self._statements.append(Statement(number=number, line=line, text=text, is_exception=is_exception))
+
+    def _go_on(self, text: str) -> None:
+        """A line after an exception's first: part of its message, until a blank line where no prefix tells."""
+        self._span += 1
+        if not text.strip() and self._head.shape in _BARE:
+            self._state = "gap"
+        elif self._span <= SPAN_LINES:
+            self._statements[-1].text += "\n" + text
+
+
+def _is_traceback_part(text: str) -> bool:
+    return bool(text.endswith(TRACEBACK) or _CHAIN.match(text) or _EXCEPTION_AFTER_FRAMES.match(text))
+
+
+def _writer(line: ParsedLine) -> object:
+    """Lines of one process that can go on with each other."""
+    shape = line.shape if line.shape not in _BARE else "bare"
+    return shape, line.pid or line.process or line.rank

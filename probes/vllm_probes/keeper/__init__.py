@@ -1,0 +1,1 @@
+"""The process that samples, judges, records and acts; it survives the terminal."""

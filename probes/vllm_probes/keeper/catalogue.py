@@ -1,0 +1,98 @@
+"""The sessions of this user, each in one row, read without loading its recording."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import msgspec
+
+from vllm_probes.events import StateChanged, decode
+from vllm_probes.keeper.child import shim_alive
+from vllm_probes.keeper.folder import FolderError, Meta, SessionFolder, sessions
+
+TAIL_BYTES = 256 << 10
+
+
+class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `vllm-tui ls`."""
+
+    name: str
+    state: str
+    """As recorded; `damaged` when the folder cannot be read, `lost` when its host was restarted meanwhile."""
+    attempt: int
+    age_s: float
+    command: list[str]
+    host: str
+    here: bool
+    """Of this host and this boot: it can be attached to."""
+    kept: bool
+    """A keeper is at work."""
+    alive: bool
+    """Something of its tree runs."""
+    folder: str
+
+
+def rows() -> Iterator[SessionRow]:
+    """Newest first."""
+    for folder in sessions():
+        try:
+            yield _row(folder, folder.meta())
+        except FolderError:
+            yield _damaged(folder)
+
+
+def _row(folder: SessionFolder, meta: Meta) -> SessionRow:
+    here = folder.on_this_boot()
+    attempt = folder.attempt_count()
+    alive = here and any(shim_alive(folder.attempt(number)) for number in range(1, attempt + 1))
+    state = last_state(folder)
+    if not alive and state not in ("exited", "crashed") and not folder.has_keeper():
+        state = "lost" if here or attempt else state
+    return SessionRow(
+        name=meta.name,
+        state=state,
+        attempt=attempt,
+        age_s=max(0.0, time.time() - meta.created),
+        command=meta.command,
+        host=meta.host,
+        here=here,
+        kept=here and folder.has_keeper(),
+        alive=alive,
+        folder=str(folder.path),
+    )
+
+
+def _damaged(folder: SessionFolder) -> SessionRow:
+    return SessionRow(
+        name=folder.path.name,
+        state="damaged",
+        attempt=folder.attempt_count(),
+        age_s=max(0.0, time.time() - folder.path.stat().st_mtime),
+        command=[],
+        host="",
+        here=False,
+        kept=False,
+        alive=False,
+        folder=str(folder.path),
+    )
+
+
+def last_state(folder: SessionFolder) -> str:
+    """The newest recorded state, looked for from the end; `starting` before the first one."""
+    if not folder.events.exists():
+        return "starting"
+    with folder.events.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - TAIL_BYTES))
+        state = _newest_state(file.read())
+        if state is None:
+            file.seek(0)
+            state = _newest_state(file.read())
+    return state or "starting"
+
+
+def _newest_state(data: bytes) -> str | None:
+    for line in reversed(data.splitlines()):
+        if b'"state_changed"' in line and isinstance(event := decode(line), StateChanged):
+            return event.state
+    return None

@@ -1,0 +1,320 @@
+"""The keeper of one session: runs the looks, obeys the views, and ends when nobody needs it any more."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from vllm_probes import __version__, commands
+from vllm_probes.events import (
+    SCHEMA,
+    CommandAnswered,
+    CommandEnded,
+    KeeperStarted,
+    ModelRestored,
+    ProcessRef,
+    SessionStarted,
+    SignalSent,
+    StopRequested,
+    TreeEnded,
+    TroubleNoted,
+)
+from vllm_probes.judges.rules import load_rules
+from vllm_probes.keeper import child
+from vllm_probes.keeper.attempts import Launched, launch_attempt, started
+from vllm_probes.keeper.control import ControlServer
+from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.stream import Stream
+from vllm_probes.keeper.watch import Watch
+from vllm_probes.launch.levers import LeverError, blocked, load_levers
+from vllm_probes.sensors import files, tree
+
+LOG_INTERVAL_S = 0.1
+LOOK_INTERVAL_S = 1.0
+DISK_INTERVAL_S = 10.0
+LINGER_S = 5.0
+"""How long a keeper without a tree and without views waits for somebody."""
+
+
+class Keeper:
+    """Everything that happens to one session, in one event loop."""
+
+    def __init__(self, folder: SessionFolder, pid: int) -> None:
+        self._folder, self._pid = folder, pid
+        self._launch = folder.launch()
+        self._rules = load_rules()
+        self._server = ControlServer(folder.socket, folder.events, self)
+        self._stream = Stream(folder, self._rules.by_id, self._server.broadcast)
+        self._watch: Watch | None = None
+        self._shim: subprocess.Popen[bytes] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._kill = asyncio.Event()
+        self._busy_until_mono = time.monotonic() + LINGER_S
+        self._coredumps = files.FolderWatch(folder.coredumps)
+        self._tasks = asyncio.TaskGroup()
+
+    async def run(self, first: Launched | None) -> None:
+        """Keep the session until nothing of it runs and nobody looks at it."""
+        self._begin(first)
+        server = await self._server.start()
+        try:
+            async with self._tasks:
+                looks = [
+                    self._tasks.create_task(self._every(LOG_INTERVAL_S, self._look_at_log)),
+                    self._tasks.create_task(self._every(LOOK_INTERVAL_S, self._look)),
+                    self._tasks.create_task(self._every(DISK_INTERVAL_S, self._look_at_disk)),
+                ]
+                await self._until_unneeded()
+                for look in looks:
+                    look.cancel()
+        finally:
+            server.close()
+            self._folder.socket.unlink(missing_ok=True)
+            self._coredumps.stop()
+            self._stream.close()
+
+    # --- begin and end ----------------------------------------------------------------------------------------------
+
+    def _begin(self, first: Launched | None) -> None:
+        is_new = self._stream.is_new
+        if is_new:
+            meta = self._folder.meta()
+            self._stream.publish(
+                SessionStarted(
+                    **self._stream.stamp(),
+                    schema=SCHEMA,
+                    session=str(self._folder.path),
+                    version=__version__,
+                    name=meta.name,
+                    command=meta.command,
+                    cwd=meta.cwd,
+                    boot_id=meta.boot_id,
+                )
+            )
+        attempt = self._stream.model.attempt
+        replaced = attempt is not None and not attempt.over
+        self._stream.publish(KeeperStarted(**self._stream.stamp(), pid=self._pid, replaced=replaced))
+        if first is not None:
+            self._stream.begin_attempt()
+            self._follow(first)
+        elif replaced:
+            self._watch = Watch(self._stream, self._folder, self._launch, self._rules)
+
+    def _follow(self, launched: Launched) -> None:
+        self._shim = launched.shim
+        self._stream.publish(started(launched, self._stream.stamp()))
+        self._watch = Watch(self._stream, self._folder, self._launch, self._rules)
+        self._kill.clear()
+        self._note_outsider()
+        if "coredump" in launched.levers:
+            self._watch_coredumps(asyncio.get_running_loop(), self._watch)
+
+    def _watch_coredumps(self, loop: asyncio.AbstractEventLoop, watch: Watch) -> None:
+        def on_file(path: Path, size_bytes: int) -> None:
+            loop.call_soon_threadsafe(watch.file_appeared, path, size_bytes)
+
+        self._coredumps.start(on_file)
+
+    def _note_outsider(self) -> None:
+        attempt = self._stream.model.attempt
+        if attempt and (launcher := attempt.launch.not_descendants):
+            self._stream.publish(
+                TroubleNoted(
+                    **self._stream.stamp(),
+                    what=f"What {launcher} starts are not our descendants: its processes are found by their titles.",
+                    hint=f"They are shown, but never signalled; stop them the way {launcher} does.",
+                    severity="info",
+                )
+            )
+
+    async def _until_unneeded(self) -> None:
+        while time.monotonic() < self._busy_until_mono:
+            if self._tree_runs or self._server.connection_count or self._stopping:
+                self._busy_until_mono = time.monotonic() + LINGER_S
+            await asyncio.sleep(0.2)
+
+    @property
+    def _tree_runs(self) -> bool:
+        attempt = self._stream.model.attempt
+        return attempt is not None and not attempt.over
+
+    # --- looks ------------------------------------------------------------------------------------------------------
+
+    async def _every(self, interval_s: float, look: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await look()
+            await asyncio.sleep(interval_s)
+
+    async def _look_at_log(self) -> None:
+        if self._watch and self._tree_runs:
+            self._watch.log()
+            await self._look_for_end(self._watch)
+        await self._server.recorded()
+
+    async def _look(self) -> None:
+        if self._watch and self._tree_runs:
+            self._watch.look_at_processes()
+            self._watch.check_levers()
+            await self._watch.look_at_endpoint()
+
+    async def _look_at_disk(self) -> None:
+        if self._watch and self._tree_runs:
+            self._watch.look_at_disk()
+
+    async def _look_for_end(self, watch: Watch) -> None:
+        attempt = self._stream.model.attempt
+        if attempt is None:
+            return
+        prefix = self._folder.attempt(attempt.number)
+        shim_pid = self._shim_pid(attempt.launch.shim_pid)
+        ending = child.read_exit(prefix)
+        if attempt.ended is None and (ending or shim_pid is None):
+            watch.drain_log()
+            error = ending.error if ending else "Its shim was killed: the exit code is not known."
+            self._stream.publish(
+                CommandEnded(
+                    **self._stream.stamp(),
+                    code=ending.code if ending else None,
+                    signal=ending.signal if ending else None,
+                    error=error,
+                    leftovers=_running(shim_pid),
+                )
+            )
+        if shim_pid is None and self._stopping is None:
+            await self._tree_ended()
+
+    def _shim_pid(self, pid: int) -> int | None:
+        """The shim's pid while it runs; a shim that we started ourselves is reaped here."""
+        if self._shim is not None and self._shim.pid == pid:
+            return pid if self._shim.poll() is None else None
+        attempt = self._stream.model.attempt
+        return child.shim_alive(self._folder.attempt(attempt.number)) if attempt else None
+
+    async def _tree_ended(self, result: child.StopResult | None = None) -> None:
+        if self._watch:
+            self._watch.drain_log()
+            await self._watch.close()
+            self._watch.look_at_processes()
+        left_shm, survivors = (result.left_shm, result.survivors) if result else ([], [])
+        self._stream.publish(TreeEnded(**self._stream.stamp(), left_shm=left_shm, survivors=survivors))
+        self._watch = self._shim = None
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    def restored(self) -> ModelRestored:
+        return self._stream.restored()
+
+    def answered(self, command: commands.Command, ok: bool, message: str) -> CommandAnswered:
+        return CommandAnswered(**self._stream.stamp(), id=command.id, ok=ok, message=message)
+
+    async def obey(self, command: commands.AnyCommand) -> tuple[bool, str]:
+        match command:
+            case commands.Stop():
+                return self._obey_stop(command)
+            case commands.Relaunch():
+                return self._obey_relaunch(command)
+            case commands.CaptureStacks():
+                return await self._obey_capture()
+            case _:
+                return False, "That was said before."
+
+    def _obey_stop(self, command: commands.Stop) -> tuple[bool, str]:
+        if not self._tree_runs:
+            return False, "Nothing runs that could be stopped."
+        if self._stopping is not None:
+            if command.kill:
+                self._kill.set()
+            return True, "Killing what is left." if command.kill else "It is being stopped already."
+        if command.kill:
+            self._kill.set()
+        self._start(self._stop(command.by))
+        return True, "Stopping."
+
+    def _obey_relaunch(self, command: commands.Relaunch) -> tuple[bool, str]:
+        if self._stopping is not None:
+            return False, "It is being stopped; ask again when it is over."
+        known = load_levers()
+        for lever in command.levers:
+            if lever not in known:
+                return False, f"There is no lever {lever!r}; there are {', '.join(known)}."
+            if reason := blocked(lever, self._launch.spec):
+                return False, reason
+        self._start(self._relaunch(command))
+        return True, "Starting again."
+
+    async def _obey_capture(self) -> tuple[bool, str]:
+        if self._watch is None:
+            return False, "Nothing runs whose stacks could be taken."
+        captured = await self._watch.capture_stacks("key")
+        missing = sum(1 for stack in captured.stacks if stack.error)
+        taken = len(captured.stacks) - missing
+        return True, f"Stacks of {taken} processes taken" + (f", {missing} could not be read." if missing else ".")
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        self._stopping = self._tasks.create_task(work)
+        self._stopping.add_done_callback(self._done)
+
+    def _done(self, _: "asyncio.Task[None]") -> None:
+        self._stopping = None
+
+    async def _stop(self, by: Any) -> None:
+        attempt = self._stream.model.attempt
+        if attempt is None or attempt.over:
+            return
+        self._stream.publish(StopRequested(**self._stream.stamp(), by=by, kill=self._kill.is_set()))
+        shim_pid = self._shim_pid(attempt.launch.shim_pid)
+        result = None
+        if shim_pid is not None:
+            result = await self._stop_tree(shim_pid)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._until_shim_gone(attempt.launch.shim_pid), 1.0)
+        if self._watch:
+            await self._look_for_end(self._watch)
+        await self._tree_ended(result)
+
+    async def _stop_tree(self, shim_pid: int) -> child.StopResult:
+        """Politely, until somebody asks to kill."""
+        if not self._kill.is_set():
+            polite = asyncio.ensure_future(child.stop_tree(shim_pid, kill=False, on_signal=self._signalled))
+            impatient = asyncio.ensure_future(self._kill.wait())
+            await asyncio.wait((polite, impatient), return_when=asyncio.FIRST_COMPLETED)
+            impatient.cancel()
+            if polite.done():
+                return polite.result()
+            polite.cancel()
+            with suppress(asyncio.CancelledError):
+                await polite
+        return await child.stop_tree(shim_pid, kill=True, on_signal=self._signalled)
+
+    async def _until_shim_gone(self, pid: int) -> None:
+        while self._shim_pid(pid) is not None:
+            await asyncio.sleep(0.02)
+
+    def _signalled(self, signal: str, processes: list[ProcessRef]) -> None:
+        self._stream.publish(SignalSent(**self._stream.stamp(), signal=signal, processes=processes))
+
+    async def _relaunch(self, command: commands.Relaunch) -> None:
+        self._kill.clear()
+        await self._stop("relaunch")
+        number = self._stream.begin_attempt()
+        try:
+            self._follow(launch_attempt(self._folder, self._launch, number, command.levers, clean=command.clean))
+        except (LeverError, OSError) as error:
+            self._stream.publish(
+                TroubleNoted(
+                    **self._stream.stamp(),
+                    what=f"It could not be started again: {error}",
+                    hint="Nothing runs now; mend that and press R.",
+                    severity="error",
+                )
+            )
+
+
+def _running(shim_pid: int | None) -> list[ProcessRef]:
+    if shim_pid is None:
+        return []
+    pids = [pid for pid in tree.descendants(shim_pid) if tree.is_running(pid)]
+    return [ProcessRef(pid=pid, process=tree.title(pid), state=tree.state_letter(pid) or "?") for pid in pids]

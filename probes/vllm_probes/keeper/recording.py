@@ -1,0 +1,132 @@
+"""`events.jsonl`: what is written of the stream, and how it is read back.
+
+A day of 1 Hz samples would be hundreds of megabytes, so a sample is written when it says something new: a difference
+in kind at once, drifting numbers now and then. What is not written is not judged either; that keeps a recording
+without its conclusions equal to one with them.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from vllm_probes.events import (
+    DiskSampled,
+    EndpointSampled,
+    Event,
+    LogSampled,
+    ProcessesSampled,
+    ProcessRow,
+    decode,
+    encode,
+)
+
+PROCESS_DRIFT_S = 30.0
+PROCESS_JUMP_S = 5.0
+ENDPOINT_DRIFT_S = 10.0
+LOG_DRIFT_S = 5.0
+DISK_DRIFT_S = 60.0
+
+
+class Recorder:
+    """Appends events to the recording, each line flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._torn = not _ends_with_newline(self._descriptor)
+        self.error: OSError | None = None
+        """Why the last line could not be written; None again as soon as one could."""
+
+    def write(self, event: Event) -> None:
+        """Append one line. A full disk is remembered in `error`, never raised: vLLM runs on, and so do we."""
+        line = encode(event)
+        try:
+            written = os.write(self._descriptor, b"\n" + line if self._torn else line)
+            self._torn = written < len(line)
+            self.error = None
+        except OSError as error:
+            self.error = error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def _ends_with_newline(descriptor: int) -> bool:
+    """False after a crash in the middle of a line: the next line must not be glued to the torn one."""
+    size = os.fstat(descriptor).st_size
+    return size == 0 or os.pread(descriptor, 1, size - 1) == b"\n"
+
+
+def read_events(path: Path) -> Iterator[Event | None]:
+    """The events of a recording in order; None for each line that this version cannot read."""
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield decode(line)
+
+
+class SampleFilter:
+    """Lets through what is worth writing; samples come trimmed to the rows that are."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, tuple[float, ProcessRow]] = {}
+        self._last: dict[type[Event], Event] = {}
+
+    def accept(self, event: Event) -> Event | None:
+        """The event as it is to be written, or None."""
+        match event:
+            case ProcessesSampled():
+                return self._processes(event)
+            case EndpointSampled():
+                return self._keep_if(event, _differs_in_kind(self._last.get(EndpointSampled), event), ENDPOINT_DRIFT_S)
+            case LogSampled():
+                return self._keep_if(event, False, LOG_DRIFT_S)
+            case DiskSampled():
+                return self._keep_if(event, False, DISK_DRIFT_S)
+            case _:
+                return event
+
+    def reset(self) -> None:
+        """A new attempt: everything is news again."""
+        self._rows.clear()
+        self._last.clear()
+
+    def _keep_if(self, event: Event, different: bool, drift_s: float) -> Event | None:
+        before = self._last.get(type(event))
+        if before is None or different or event.mono - before.mono >= drift_s:
+            self._last[type(event)] = event
+            return event
+        return None
+
+    def _processes(self, event: ProcessesSampled) -> ProcessesSampled | None:
+        rows = [row for row in event.rows if self._row_is_news(event.mono, row)]
+        for pid in event.gone:
+            self._rows.pop(pid, None)
+        for row in rows:
+            self._rows[row.pid] = (event.mono, row)
+        return msgspec.structs.replace(event, rows=rows) if rows or event.gone else None
+
+    def _row_is_news(self, mono: float, row: ProcessRow) -> bool:
+        if row.pid not in self._rows:
+            return True
+        before_mono, before = self._rows[row.pid]
+        age_s = mono - before_mono
+        return (
+            _kind(row) != _kind(before)
+            or (age_s >= PROCESS_JUMP_S and abs(row.cpu_percent - before.cpu_percent) >= 30)
+            or age_s >= PROCESS_DRIFT_S
+        )
+
+
+def _kind(row: ProcessRow) -> tuple[object, ...]:
+    """What makes a difference at once: running and sleeping alternate all the time and count as the same."""
+    return (row.process, row.role, row.rank, "S" if row.state in "RSI" else row.state, row.parent_pid)
+
+
+def _differs_in_kind(before: Event | None, after: EndpointSampled) -> bool:
+    def kind(sample: EndpointSampled) -> tuple[object, ...]:
+        awake = [engine.awake for engine in sample.engines]
+        return (sample.url, sample.health, sample.status, sample.active, sample.own_clients, awake)
+
+    return not isinstance(before, EndpointSampled) or kind(before) != kind(after)

@@ -1,0 +1,86 @@
+"""The one way of every event: written, judged, applied to the model, sent to the views."""
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+
+from vllm_probes.events import Event, ModelRestored, Observation, Stamp, TroubleNoted
+from vllm_probes.judges import state
+from vllm_probes.judges.rules import Rule
+from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.recording import Recorder, SampleFilter, read_events
+from vllm_probes.model import SessionModel, snapshot
+
+
+class Stream:
+    """Stamps and publishes; continues the recording that it finds."""
+
+    def __init__(self, folder: SessionFolder, rules: Mapping[str, Rule], send: Callable[[Event], None]) -> None:
+        self.model = SessionModel()
+        self._rules, self._send = rules, send
+        self._memory = state.Memory()
+        self._node = socket.gethostname()
+        self._filter = SampleFilter()
+        self.attempt = 0
+        if folder.events.exists():
+            self._continue(folder)
+        self._recorder = Recorder(folder.events)
+        self._disk_trouble = False
+
+    @property
+    def is_new(self) -> bool:
+        """Nothing was recorded before."""
+        return not self.model.session
+
+    def stamp(self) -> Stamp:
+        return Stamp(time=time.time(), mono=time.monotonic(), node=self._node, attempt=self.attempt)
+
+    def publish(self, event: Event) -> None:
+        """Take one event in, and every conclusion that follows from it."""
+        if (recorded := self._filter.accept(event)) is not None:
+            self._recorder.write(recorded)
+        self.model.apply(event)
+        self._send(event)
+        if recorded is not None and isinstance(recorded, Observation):
+            self._memory, conclusions = state.step(self._rules, self._memory, recorded)
+            for conclusion in conclusions:
+                self.publish(conclusion)
+        self._watch_disk()
+
+    def begin_attempt(self) -> int:
+        """The number of the next attempt; its events carry it from now on."""
+        self.attempt += 1
+        self._filter.reset()
+        return self.attempt
+
+    def restored(self) -> ModelRestored:
+        """The whole model, for a view that joins."""
+        return ModelRestored(**self.stamp(), model=snapshot(self.model))
+
+    def close(self) -> None:
+        self._recorder.close()
+
+    def _continue(self, folder: SessionFolder) -> None:
+        for event in read_events(folder.events):
+            if event is None:
+                self.model.unknown_line_count += 1
+                continue
+            self.model.apply(event)
+            if isinstance(event, Observation):
+                self._memory, _ = state.step(self._rules, self._memory, event)
+        self.attempt = self.model.attempt.number if self.model.attempt else 0
+
+    def _watch_disk(self) -> None:
+        error = self._recorder.error
+        if error is not None and not self._disk_trouble:
+            self._disk_trouble = True
+            trouble = TroubleNoted(
+                **self.stamp(),
+                what=f"The recording cannot be written: {error.strerror}.",
+                hint="Free some space on the disk of the session folder; vLLM's own log is missing lines, too.",
+                severity="error",
+            )
+            self.model.apply(trouble)
+            self._send(trouble)
+        elif error is None:
+            self._disk_trouble = False

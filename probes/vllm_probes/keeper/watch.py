@@ -1,0 +1,235 @@
+"""Everything that is looked at while one attempt runs. Each look publishes what it saw."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from vllm_probes.events import (
+    DiskSampled,
+    EndpointSampled,
+    FileAppeared,
+    LeverChecked,
+    LogRecorded,
+    LogSampled,
+    ProcessesSampled,
+    ProcessRef,
+    ProcessRow,
+    StacksCaptured,
+    TroubleNoted,
+)
+from vllm_probes.judges.address import Address, address_from_command, address_from_url
+from vllm_probes.judges.rules import RuleSet
+from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.stream import Stream
+from vllm_probes.launch.levers import check_arrival
+from vllm_probes.launch.redact import redact_text
+from vllm_probes.model import AttemptModel
+from vllm_probes.sensors import disk, processes, stacks
+from vllm_probes.sensors.endpoint import EndpointSensor
+from vllm_probes.sensors.logfile import LogSensor
+from vllm_probes.sensors.tree import command_line
+
+LOG_LIMIT_BYTES = 4 << 30
+LOG_HEAD_BYTES = 256 << 20
+"""What stays of a log that outgrows its limit: the start-up, and everything recent."""
+LOW_DISK_BYTES = 1 << 30
+STRANGERS_EVERY = 5
+"""Looks between two scans of the whole host, done only where the launcher's processes are not our descendants."""
+
+
+class Watch:
+    """The sensors of one attempt."""
+
+    def __init__(self, stream: Stream, folder: SessionFolder, launch: Launch, rules: RuleSet) -> None:
+        attempt = stream.model.attempt
+        if attempt is None:
+            raise ValueError("there is no attempt to watch")
+        self._stream, self._folder, self._launch = stream, folder, launch
+        self._attempt: AttemptModel = attempt
+        self._log_path = folder.path / attempt.launch.log
+        self._log = LogSensor(self._log_path, rules, redact_text)
+        self._resume = _resume_point(stream)
+        self._processes = processes.ProcessSensor(attempt.launch.shim_pid)
+        self._endpoint = EndpointSensor()
+        self._address: Address | None = None
+        self._listening = False
+        self._engine_config: Mapping[str, str] = {}
+        self._looks = 0
+        self._free: list[tuple[float, int]] = []
+        self._disk_warned = False
+
+    async def close(self) -> None:
+        await self._endpoint.close()
+
+    # --- the log ----------------------------------------------------------------------------------------------------
+
+    def log(self) -> bool:
+        """Read what was appended, at most a slice; whether anything was."""
+        events = self._log.sample(self._stream.stamp())
+        for event in events:
+            if isinstance(event, LogRecorded):
+                self._learn(event)
+                if event.line_number <= self._resume.line_count:
+                    continue
+            if isinstance(event, LogSampled) and event.size_bytes < self._resume.size_bytes:
+                continue
+            self._stream.publish(event)
+        return bool(events)
+
+    def drain_log(self) -> None:
+        """Read to the end: the last lines tell why."""
+        while self.log():
+            pass
+
+    def _learn(self, event: LogRecorded) -> None:
+        if url := event.fields.get("url"):
+            self._address = address_from_url(url) or self._address
+        if "enforce_eager" in event.fields:
+            self._engine_config = event.fields
+
+    # --- processes --------------------------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> Mapping[int, ProcessRow]:
+        return self._stream.model.processes
+
+    def look_at_processes(self) -> None:
+        """One look at every process of the tree, and now and then at those that are not below us."""
+        rows = self._processes.sample(self._log.process_names)
+        if self._attempt.launch.not_descendants:
+            rows += self._strangers()
+        changed, gone = processes.difference(self.rows, rows)
+        if changed or gone:
+            self._stream.publish(ProcessesSampled(**self._stream.stamp(), rows=changed, gone=gone))
+        self._looks += 1
+
+    def _strangers(self) -> list[ProcessRow]:
+        if self._looks % STRANGERS_EVERY:
+            return [row for row in self.rows.values() if row.foreign]
+        return processes.strangers(self._attempt.started, own=self.rows)
+
+    async def capture_stacks(self, reason: str) -> StacksCaptured:
+        """Stacks of every process, one file each, under `snapshots/`."""
+        stamp = self._stream.stamp()
+        folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
+        name = str(folder.relative_to(self._folder.path))
+        targets = [
+            ProcessRef(pid=row.pid, process=row.process, state=row.state)
+            for row in self.rows.values()
+            if row.role != "resource_tracker"
+        ]
+        files = await stacks.capture(targets, folder)
+        captured = StacksCaptured(
+            **self._stream.stamp(),
+            reason=reason,
+            folder=name,
+            stacks=[replace(file, file=f"{name}/{file.file}") if file.file else file for file in files],
+        )
+        self._stream.publish(captured)
+        return captured
+
+    # --- the server -------------------------------------------------------------------------------------------------
+
+    async def look_at_endpoint(self) -> None:
+        """Ask the server how it is, once it is known where and that it is ours."""
+        address = self._server_address()
+        if address is None:
+            return
+        sample: EndpointSampled = await self._endpoint.sample(address, self._stream.stamp())
+        self._stream.publish(sample)
+
+    def _server_address(self) -> Address | None:
+        if self._attempt.ended is not None:
+            return None
+        if self._address is not None:
+            return self._address
+        if not self._attempt.launch.expects_vllm:
+            return None
+        guess = address_from_command(self._launch.spec.argv, self._launch.spec.env)
+        if guess and processes.listens(self.rows, guess):
+            self._address = guess
+        return self._address
+
+    # --- levers -----------------------------------------------------------------------------------------------------
+
+    def check_levers(self) -> None:
+        """See in the real vLLM processes whether what a lever set has arrived."""
+        for lever in self._attempt.launch.levers:
+            known = self._attempt.arrived.get(lever)
+            if known is None or not known.arrived:
+                self._check_lever(lever)
+
+    def _check_lever(self, lever: str) -> None:
+        for row in [row for row in self.rows.values() if row.role in ("worker", "engine_core", "api_server")]:
+            environ, argv = processes.environ(row.pid), command_line(row.pid)
+            seen = check_arrival(lever, environ, row.process, argv, self._engine_config)
+            if seen is None:
+                continue
+            arrived, where = seen
+            known = self._attempt.arrived.get(lever)
+            if known is None or known.arrived != arrived:
+                self._stream.publish(LeverChecked(**self._stream.stamp(), lever=lever, arrived=arrived, where=where))
+            if arrived:
+                return
+
+    def file_appeared(self, path: Path, size_bytes: int) -> None:
+        """A file came into the folder that a lever names."""
+        self._stream.publish(
+            FileAppeared(**self._stream.stamp(), path=str(path), kind="coredump", size_bytes=size_bytes)
+        )
+
+    # --- the disk ---------------------------------------------------------------------------------------------------
+
+    def look_at_disk(self) -> None:
+        """Watch the room that is left, and keep the log within its bound."""
+        stamp = self._stream.stamp()
+        free_bytes = disk.free_bytes(self._folder.path)
+        self._free = [*self._free, (stamp["mono"], free_bytes)][-30:]
+        log_bytes = self._log_path.stat().st_size if self._log_path.exists() else 0
+        start, length = self._bound_log(log_bytes)
+        full_in_s = disk.full_in_s(self._free)
+        self._stream.publish(
+            DiskSampled(
+                **stamp,
+                free_bytes=free_bytes,
+                log_bytes=log_bytes,
+                hole_start=start,
+                hole_bytes=length,
+                full_in_s=full_in_s,
+            )
+        )
+        self._warn_of_disk(free_bytes)
+
+    def _bound_log(self, log_bytes: int) -> tuple[int, int]:
+        known = self._stream.model.disk
+        before = (known.hole_start, known.hole_bytes) if known and known.attempt == self._stream.attempt else (0, 0)
+        hole = disk.hole(log_bytes, LOG_LIMIT_BYTES, LOG_HEAD_BYTES)
+        if hole is None or hole == before or not disk.punch_hole(self._log_path, *hole):
+            return before
+        return hole
+
+    def _warn_of_disk(self, free_bytes: int) -> None:
+        if free_bytes >= LOW_DISK_BYTES:
+            self._disk_warned = False
+        elif not self._disk_warned:
+            self._disk_warned = True
+            self._stream.publish(
+                TroubleNoted(
+                    **self._stream.stamp(),
+                    what=f"Only {free_bytes >> 20} MB are free where this session is kept ({self._folder.path}).",
+                    hint="A full disk swallows every later log line of vLLM: free some space.",
+                )
+            )
+
+
+class _Resume:
+    """How far an earlier keeper had come with the log of this attempt."""
+
+    def __init__(self, size_bytes: int, line_count: int) -> None:
+        self.size_bytes, self.line_count = size_bytes, line_count
+
+
+def _resume_point(stream: Stream) -> _Resume:
+    log = stream.model.log
+    return _Resume(log.size_bytes, log.line_count) if log else _Resume(0, 0)

@@ -1,0 +1,1 @@
+"""What is launched: the shim, the launch and the named changes to it."""

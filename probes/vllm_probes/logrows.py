@@ -1,0 +1,232 @@
+"""Rows of an indexed log: windows, search and steps from error to error, over all lines or over a filtered part."""
+
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from vllm_probes.events import Level
+from vllm_probes.logline import LEVEL_RANKS
+from vllm_probes.logmarks import Head, head_of
+
+if TYPE_CHECKING:
+    from vllm_probes.logindex import LogIndex
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One line as it is shown."""
+
+    number: int
+    """Counts newlines of the file from 1."""
+    text: str
+    """Clean: nothing in it controls a terminal."""
+    level: Level | None = None
+    cut: bool = False
+    """The line is longer than what was read of it; `LogIndex.read_whole` has more."""
+
+
+class Found(NamedTuple):
+    """What one call of `find` came to: a row; or where to go on; or neither, when all was searched."""
+
+    row: int | None
+    resume: int | None
+
+
+class Block(NamedTuple):
+    """Some consecutive lines, as bytes without their newlines."""
+
+    number: int
+    first_line: int
+    next_line: int
+    """First line of the block after it: beyond the last of `raws` only across a hole."""
+    raws: list[bytes]
+    cut: bool
+    """The last of them is not whole."""
+
+
+class LogRows(ABC):
+    """Rows from 0 to `line_count`, in the order of the file."""
+
+    index: "LogIndex"
+
+    @property
+    @abstractmethod
+    def line_count(self) -> int: ...
+
+    @abstractmethod
+    def line_of(self, row: int) -> int:
+        """The line, from 0, that `row` shows."""
+
+    @abstractmethod
+    def row_from(self, line: int) -> int:
+        """The first row that shows `line` or a later one; `line_count` when there is none."""
+
+    def read(self, first: int, count: int) -> list[LogLine]:
+        """The rows from `first`, fewer than `count` at the end; the cost does not depend on the size of the file."""
+        shown: list[LogLine] = []
+        block = None
+        for row in range(max(first, 0), min(first + count, self.line_count)):
+            line = self.line_of(row)
+            number = self.index.block_of(line)
+            if block is None or block.number != number:
+                block = self.index.block(number)
+            shown.append(self.index.log_line(block, line))
+        return shown
+
+    def find(self, needle: str, start: int, *, backwards: bool = False, budget_bytes: int = 2 << 20) -> Found:
+        """Look for `needle` from row `start` on, that row included, whatever the case of its letters.
+
+        Reads at most about `budget_bytes`, so that a screen never waits: call again with `resume` until it is None. Of
+        lines beyond `logindex.LINE_LIMIT_BYTES` the beginning is searched.
+        """
+        if not needle or not 0 <= start < self.line_count:
+            return Found(None, None)
+        line, needle = self.line_of(start), needle.lower()
+        number, step = self.index.block_of(line), -1 if backwards else 1
+        while 0 <= number < self.index.block_count and budget_bytes > 0:
+            data = self.index.block_bytes(number)
+            budget_bytes -= len(data)
+            if _may_hold(data, needle) and (row := self._find_in_block(number, needle, line, backwards)) is not None:
+                return Found(row, None)
+            number += step
+        return Found(None, self._first_row(number, backwards))
+
+    def next_alarm(self, row: int, *, backwards: bool = False) -> int | None:
+        """The next row after (or before) `row` with an error: a record of level error or above, or an exception's line.
+
+        From -1 it is the first, from `line_count` backwards the last.
+        """
+        row += -1 if backwards else 1
+        while 0 <= row < self.line_count:
+            line = self.index.next_alarm_line(self.line_of(row), backwards)
+            if line is None:
+                return None
+            row = self.row_from(line)
+            if row < self.line_count and self.line_of(row) == line:
+                return row
+            row -= backwards
+        return None
+
+    def _find_in_block(self, number: int, needle: str, limit: int, backwards: bool) -> int | None:
+        block = self.index.block(number)
+        lines = range(block.first_line, block.first_line + len(block.raws))
+        for line in reversed(lines) if backwards else lines:
+            if (line > limit) if backwards else (line < limit):
+                continue
+            row = self.row_from(line)
+            shown = row < self.line_count and self.line_of(row) == line
+            if shown and needle in self.index.log_line(block, line).text.lower():
+                return row
+        return None
+
+    def _first_row(self, number: int, backwards: bool) -> int | None:
+        """Where a search goes on that has block `number` before it."""
+        if not 0 <= number < self.index.block_count:
+            return None
+        if backwards:
+            row = self.row_from(self.index.block_start(number + 1)) - 1
+        else:
+            row = self.row_from(self.index.block_start(number))
+        return row if 0 <= row < self.line_count else None
+
+
+def _may_hold(data: bytes, needle: str) -> bool:
+    """False only when no line of the block can hold the needle: escape codes and tabs may stand within the text."""
+    return not needle.isascii() or b"\x1b" in data or b"\t" in data or needle.encode() in data.lower()
+
+
+class FilteredRows(LogRows):
+    """Rows of the records of at least a level, or of some processes. `refresh` makes it follow the index.
+
+    Lines without a head of their own (a traceback's, output of a library) belong to the record before them. A record
+    whose level nobody told counts as information.
+    """
+
+    def __init__(self, index: "LogIndex", level: Level | None, process: str | None) -> None:
+        self.index = index
+        self._least = LEVEL_RANKS[level] if level else 0
+        self._process = process or ""
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self._generation = self.index.generation
+        self._lines = array("Q")
+        self._next_line = 0
+        self._record = Head(None, None, None)
+        self._levels: dict[tuple[str | None, int | None], Level | None] = {}
+        self._late_seen = len(self.index.own.late)
+        self._hole = self.index.hole_lines
+        self._tail_line: int | None = None
+
+    def refresh(self, budget_bytes: int = 1 << 20) -> bool:
+        """Judge lines that the index has gained, within a budget; True when more are waiting."""
+        if self._generation != self.index.generation:
+            self._begin_anew()
+        self._drop_hidden()
+        while (finished := self.index.finished_lines) > self._next_line and budget_bytes > 0:
+            block = self.index.block(self.index.block_of(self._next_line))
+            budget_bytes -= sum(map(len, block.raws))
+            end = min(finished, block.first_line + len(block.raws))
+            for line in range(self._next_line, end):
+                if self._judge(block.raws[line - block.first_line]) and not self.index.own.has(line):
+                    self._lines.append(line)
+            self._next_line = max(end, block.next_line if end < finished else end)
+        self._judge_tail()
+        return self.pending_lines > 0
+
+    @property
+    def pending_lines(self) -> int:
+        """Lines that are indexed and not judged yet."""
+        return self.index.finished_lines - self._next_line
+
+    @property
+    def line_count(self) -> int:
+        return len(self._lines) + (self._tail_line is not None)
+
+    def line_of(self, row: int) -> int:
+        if row == len(self._lines) and self._tail_line is not None:
+            return self._tail_line
+        return self._lines[row]
+
+    def row_from(self, line: int) -> int:
+        row = bisect_left(self._lines, line)
+        beyond = row == len(self._lines) and (self._tail_line is None or line > self._tail_line)
+        return self.line_count if beyond else row
+
+    def _judge(self, raw: bytes) -> bool:
+        """Whether the filter lets the line through."""
+        if (head := head_of(raw)) is not None:
+            origin = (head.process, head.pid)
+            level = head.level or (self._levels.get(origin) if head.process else None)
+            self._record = Head(level, *origin)
+            self._levels[origin] = level
+        level, process, pid = self._record
+        if LEVEL_RANKS[level or "info"] < self._least:
+            return False
+        return (process or "").startswith(self._process) or str(pid).startswith(self._process)
+
+    def _judge_tail(self) -> None:
+        """The last line may have no end yet: it is judged, but not remembered."""
+        last = self.index.total_lines - 1
+        self._tail_line = None
+        if self.pending_lines or last < self.index.finished_lines:
+            return
+        before = self._record
+        block = self.index.block(self.index.block_of(last))
+        if block.raws and self._judge(block.raws[-1]):
+            self._tail_line = last
+        self._record = before
+
+    def _drop_hidden(self) -> None:
+        late = self.index.own.late
+        for line in late[self._late_seen :]:
+            row = bisect_left(self._lines, line)
+            if row < len(self._lines) and self._lines[row] == line:
+                self._lines.pop(row)
+        self._late_seen = len(late)
+        if self._hole != self.index.hole_lines and self.index.hole_lines:
+            self._hole = first, last = self.index.hole_lines
+            del self._lines[bisect_right(self._lines, first) : bisect_right(self._lines, last)]
+            self._next_line = last + 1 if first < self._next_line <= last else self._next_line

@@ -1,0 +1,284 @@
+"""What is known about a session right now: events applied one after the other.
+
+Keeper, live view, `attach` and `replay` all build it the same way. No I/O, no clock: "now" is what the caller says or
+the time of the last event. Every list is bounded, so that a session of weeks stays as small as one of minutes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from vllm_probes.events import (
+    ENDED_STATES,
+    AttemptStarted,
+    CommandEnded,
+    DebugSetting,
+    DiskSampled,
+    EndpointSampled,
+    EngineSample,
+    Event,
+    Exited,
+    FileAppeared,
+    KeeperStarted,
+    LeverChecked,
+    LogRecorded,
+    LogSampled,
+    ModelRestored,
+    PhaseChanged,
+    ProcessesSampled,
+    ProcessRef,
+    ProcessRow,
+    ProgressChanged,
+    SessionStarted,
+    StacksCaptured,
+    State,
+    StateChanged,
+    StopRequested,
+    TreeEnded,
+    TroubleNoted,
+)
+
+HISTORY_LENGTH = 240
+NOTES_LENGTH = 50
+
+
+class EngineRates(msgspec.Struct, kw_only=True):
+    """Rates between two looks at /metrics, summed over the engines. None: unknown."""
+
+    mono: float
+    tokens_per_s: float | None = None
+    running: float | None = None
+    waiting: float | None = None
+    ttft_s: float | None = None
+    """Mean over the requests that got their first token in between."""
+    tpot_s: float | None = None
+
+
+class AttemptModel(msgspec.Struct, kw_only=True):
+    """One launch and how it went."""
+
+    number: int
+    started: float
+    started_mono: float
+    launch: AttemptStarted
+    state: State = "starting"
+    state_since_mono: float = 0.0
+    state_reason: str | None = None
+    phase: PhaseChanged | None = None
+    progress: ProgressChanged | None = None
+    stop: StopRequested | None = None
+    ended: CommandEnded | None = None
+    tree_ended: TreeEnded | None = None
+    exited: Exited | None = None
+    arrived: dict[str, LeverChecked] = {}
+    """By lever id."""
+
+    @property
+    def over(self) -> bool:
+        """The command ended and nothing of its tree is left to run."""
+        return self.tree_ended is not None
+
+    @property
+    def leftovers(self) -> list[ProcessRef]:
+        """What still runs of a tree whose command has ended."""
+        return self.ended.leftovers if self.ended and not self.tree_ended else []
+
+
+class SessionModel(msgspec.Struct, kw_only=True):
+    """Everything a view shows but the text of the log."""
+
+    session: str = ""
+    name: str = ""
+    node: str = ""
+    cwd: str = ""
+    command: list[str] = []
+    """As typed, secrets removed."""
+    time: float = 0.0
+    mono: float = 0.0
+    """Of the last event."""
+    attempts: list[AttemptModel] = []
+    processes: dict[int, ProcessRow] = {}
+    log: LogSampled | None = None
+    disk: DiskSampled | None = None
+    endpoint: EndpointSampled | None = None
+    endpoint_mono: float = 0.0
+    rates: list[EngineRates] = []
+    stacks: list[StacksCaptured] = []
+    troubles: list[TroubleNoted] = []
+    files: list[FileAppeared] = []
+    alarms: list[LogRecorded] = []
+    """The latest records of level warning or worse of the current attempt."""
+    unknown_line_count: int = 0
+    """Lines of the recording that this version could not read."""
+
+    @property
+    def attempt(self) -> AttemptModel | None:
+        """The current or last launch."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def state(self) -> State:
+        return self.attempt.state if self.attempt else "starting"
+
+    @property
+    def ended(self) -> bool:
+        """The last launch has ended, whatever is left of its tree."""
+        return self.state in ENDED_STATES
+
+    @property
+    def debug_settings(self) -> list[DebugSetting]:
+        return self.attempt.launch.debug_settings if self.attempt else []
+
+    def apply(self, event: Event) -> None:
+        """Take one event in. Events of an unknown kind change nothing."""
+        self.time, self.mono = event.time, event.mono
+        if handler := _HANDLERS.get(type(event)):
+            handler(self, event)
+
+
+def restore(event: ModelRestored) -> SessionModel:
+    """The model that a keeper sent.
+
+    Raises:
+        msgspec.ValidationError: the keeper is of a version with another model.
+    """
+    return msgspec.convert(event.model, SessionModel, str_keys=True)
+
+
+def snapshot(model: SessionModel) -> dict[str, Any]:
+    """The model as plain data, for `model_restored`."""
+    return msgspec.to_builtins(model, str_keys=True)  # type: ignore[no-any-return]
+
+
+def engine_rates(before: EndpointSampled, after: EndpointSampled) -> EngineRates:
+    """What happened between two looks; a counter that fell (a restarted server) gives None."""
+    elapsed_s = after.mono - before.mono
+    tokens = _increase(before, after, "generation_tokens")
+    return EngineRates(
+        mono=after.mono,
+        tokens_per_s=tokens / elapsed_s if tokens is not None and elapsed_s > 0 else None,
+        running=_total(after.engines, "running"),
+        waiting=_total(after.engines, "waiting"),
+        ttft_s=_mean(before, after, "ttft"),
+        tpot_s=_mean(before, after, "tpot"),
+    )
+
+
+def _total(engines: list[EngineSample], field: str) -> float | None:
+    values = [value for engine in engines if (value := getattr(engine, field)) is not None]
+    return sum(values) if values else None
+
+
+def _increase(before: EndpointSampled, after: EndpointSampled, field: str) -> float | None:
+    old, new = _total(before.engines, field), _total(after.engines, field)
+    return new - old if old is not None and new is not None and new >= old else None
+
+
+def _mean(before: EndpointSampled, after: EndpointSampled, histogram: str) -> float | None:
+    count = _increase(before, after, f"{histogram}_count")
+    sum_s = _increase(before, after, f"{histogram}_sum_s")
+    return sum_s / count if count and sum_s is not None else None
+
+
+# --- one handler per event ------------------------------------------------------------------------------------------
+
+
+def _session_started(model: SessionModel, event: SessionStarted) -> None:
+    model.session, model.name, model.node = event.session, event.name, event.node
+    model.command, model.cwd = event.command, event.cwd
+
+
+def _attempt_started(model: SessionModel, event: AttemptStarted) -> None:
+    attempt = AttemptModel(
+        number=event.attempt,
+        started=event.time,
+        started_mono=event.mono,
+        launch=event,
+        state_since_mono=event.mono,
+    )
+    model.attempts = [*model.attempts, attempt][-NOTES_LENGTH:]
+    model.processes, model.rates, model.alarms = {}, [], []
+    model.log = model.endpoint = None
+
+
+def _log_recorded(model: SessionModel, event: LogRecorded) -> None:
+    if event.level in ("warning", "error", "critical"):
+        model.alarms = [*model.alarms, event][-NOTES_LENGTH:]
+
+
+def _processes_sampled(model: SessionModel, event: ProcessesSampled) -> None:
+    for row in event.rows:
+        model.processes[row.pid] = row
+    for pid in event.gone:
+        model.processes.pop(pid, None)
+
+
+def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
+    if model.endpoint and model.endpoint.engines and event.engines:
+        model.rates = [*model.rates, engine_rates(model.endpoint, event)][-HISTORY_LENGTH:]
+    model.endpoint, model.endpoint_mono = event, event.mono
+
+
+def _state_changed(model: SessionModel, event: StateChanged) -> None:
+    if attempt := model.attempt:
+        attempt.state, attempt.state_reason, attempt.state_since_mono = event.state, event.reason, event.mono
+
+
+def _phase_changed(model: SessionModel, event: PhaseChanged) -> None:
+    if attempt := model.attempt:
+        attempt.phase, attempt.progress = event, None
+
+
+def _lever_checked(model: SessionModel, event: LeverChecked) -> None:
+    if attempt := model.attempt:
+        attempt.arrived[event.lever] = event
+
+
+def _keep_on_attempt(field: str) -> Callable[[SessionModel, Any], None]:
+    def handler(model: SessionModel, event: Event) -> None:
+        if model.attempt:
+            setattr(model.attempt, field, event)
+
+    return handler
+
+
+def _keep(field: str) -> Callable[[SessionModel, Any], None]:
+    def handler(model: SessionModel, event: Event) -> None:
+        setattr(model, field, event)
+
+    return handler
+
+
+def _append(field: str) -> Callable[[SessionModel, Any], None]:
+    def handler(model: SessionModel, event: Event) -> None:
+        setattr(model, field, [*getattr(model, field), event][-NOTES_LENGTH:])
+
+    return handler
+
+
+def _keeper_started(model: SessionModel, event: KeeperStarted) -> None:
+    model.node = event.node
+
+
+_HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
+    SessionStarted: _session_started,
+    KeeperStarted: _keeper_started,
+    AttemptStarted: _attempt_started,
+    LogSampled: _keep("log"),
+    LogRecorded: _log_recorded,
+    ProcessesSampled: _processes_sampled,
+    EndpointSampled: _endpoint_sampled,
+    DiskSampled: _keep("disk"),
+    StacksCaptured: _append("stacks"),
+    LeverChecked: _lever_checked,
+    FileAppeared: _append("files"),
+    StopRequested: _keep_on_attempt("stop"),
+    CommandEnded: _keep_on_attempt("ended"),
+    TreeEnded: _keep_on_attempt("tree_ended"),
+    TroubleNoted: _append("troubles"),
+    StateChanged: _state_changed,
+    PhaseChanged: _phase_changed,
+    ProgressChanged: _keep_on_attempt("progress"),
+    Exited: _keep_on_attempt("exited"),
+}

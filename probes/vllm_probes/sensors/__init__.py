@@ -1,0 +1,1 @@
+"""One module per outside thing; a sensor knows neither another sensor nor the model."""

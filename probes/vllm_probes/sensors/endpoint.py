@@ -1,0 +1,178 @@
+"""How the server answers: /health and /metrics, never a request that costs it anything.
+
+/health of vLLM does not ask the engine: a hung engine answers 200. That it answers shows that the front end lives.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+
+from vllm_probes.events import EndpointSampled, EngineSample, Health, Stamp
+from vllm_probes.judges.address import Address
+from vllm_probes.judges.metrics import parse_metrics
+
+TIMEOUT_S = 2.0
+HEALTH_EVERY_S = 5.0
+"""Each look at /health leaves an access line in the user's log; /metrics tells that the server answers, too."""
+ACTIVE_HOLD_S = 3.0
+KEEP_ALIVE_S = 4.0
+"""Shorter than uvicorn's 5 s, so that no request meets a connection that the server is just closing."""
+
+
+class EndpointSensor:
+    """Asks the server of an attempt; its connections are kept open between looks."""
+
+    def __init__(self) -> None:
+        self._server: _Server | None = None
+
+    async def sample(self, address: Address, stamp: Stamp) -> EndpointSampled:
+        """One look, in at most two seconds. Never raises: what went wrong is in `health` and `error`.
+
+        `latency_s` is that of /metrics, or of /health where only that answered. `own_clients` are written as uvicorn
+        writes them (`127.0.0.1:53422`): the connections of this look and of the one before.
+        """
+        if self._server is None or self._server.address != address:
+            await self.close()
+            self._server = _Server(address)
+        return await self._server.sample(stamp)
+
+    async def close(self) -> None:
+        """Close the connections; the sensor can be used again."""
+        if self._server is not None:
+            await self._server.client.aclose()
+        self._server = None
+
+
+class _Answer(NamedTuple):
+    health: Health
+    status: int | None = None
+    """None: there was no answer."""
+    latency_s: float | None = None
+    text: str = ""
+    error: str | None = None
+
+
+class _Server:
+    """One address, and what is remembered of it between looks."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.client = _client(address)
+        self._health: _Answer | None = None
+        self._health_mono = 0.0
+        self._count: float | None = None
+        self._moved_mono = float("-inf")
+        self._clients: set[str] = set()
+
+    async def sample(self, stamp: Stamp) -> EndpointSampled:
+        mono = stamp["mono"]
+        clients: set[str] = set()
+        asks = [self._ask("/metrics", clients)]
+        if self._health is None or mono - self._health_mono >= HEALTH_EVERY_S:
+            asks.append(self._ask("/health", clients))
+        metrics, *healths = await asyncio.gather(*asks)
+        health = self._judge_health(metrics, healths[0] if healths else None, mono)
+        engines, error = _engines(metrics)
+        seen, self._clients = self._clients | clients, clients
+        return EndpointSampled(
+            **stamp,
+            url=self.address.url,
+            health=health.health,
+            status=health.status,
+            latency_s=health.latency_s if metrics.latency_s is None else metrics.latency_s,
+            active=self._is_active(engines, mono),
+            own_clients=sorted(seen),
+            engines=engines,
+            error=health.error or error,
+        )
+
+    async def _ask(self, path: str, clients: set[str]) -> _Answer:
+        async def trace(event: str, info: dict[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":  # counts even if no answer comes
+                clients.update(_client_address(info["return_value"]))
+
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                response = await self.client.get(_base_url(self.address) + path, extensions={"trace": trace})
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+            return _failure(error)
+        clients.update(_client_address(response.extensions["network_stream"]))
+        return _Answer(
+            "ok" if response.is_success else "unhealthy",
+            response.status_code,
+            response.elapsed.total_seconds(),
+            response.text,
+        )
+
+    def _judge_health(self, metrics: _Answer, asked: _Answer | None, mono: float) -> _Answer:
+        """The newest word on the health. Unless all is well the next look asks /health again."""
+        known = asked or self._health
+        current = known if known and (asked or metrics.status is not None) else metrics
+        if asked is not None:
+            self._health_mono = mono
+        self._health = current if current.health == "ok" and metrics.status is not None else None
+        return current
+
+    def _is_active(self, engines: list[EngineSample], mono: float) -> bool:
+        count = sum(_counts(engines)) if engines else self._count
+        if self._count is not None and count != self._count:
+            self._moved_mono = mono
+        self._count = count
+        has_requests = any((engine.running or 0) + (engine.waiting or 0) > 0 for engine in engines)
+        return has_requests or mono - self._moved_mono < ACTIVE_HOLD_S
+
+
+def _client(address: Address) -> httpx.AsyncClient:
+    """Straight to the address: no proxy of the environment, and no look at the certificate of our own server."""
+    transport = httpx.AsyncHTTPTransport(
+        verify=False,
+        trust_env=False,
+        uds=address.uds,
+        limits=httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_S),
+    )
+    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=None)
+
+
+def _base_url(address: Address) -> str:
+    scheme = "https" if address.tls else "http"
+    return f"{scheme}://localhost" if address.uds else address.url
+
+
+def _client_address(stream: Any) -> list[str]:
+    address = stream.get_extra_info("client_addr")
+    return [f"{address[0]}:{address[1]}"] if isinstance(address, tuple) else []
+
+
+def _engines(metrics: _Answer) -> tuple[list[EngineSample], str | None]:
+    if metrics.status != 200:
+        return [], metrics.error or f"/metrics answered {metrics.status}."
+    try:
+        return parse_metrics(metrics.text), None
+    except ValueError as error:
+        return [], f"/metrics cannot be read: {error}"
+
+
+def _counts(engines: list[EngineSample]) -> Iterator[float]:
+    """Everything that a request moves."""
+    for engine in engines:
+        for count in (engine.prompt_tokens, engine.generation_tokens, engine.iterations, engine.finished_requests):
+            yield count or 0.0
+
+
+def _failure(error: Exception) -> _Answer:
+    if isinstance(error, TimeoutError):
+        return _Answer("timeout", error=f"No answer within {TIMEOUT_S:g} s.")
+    if any(isinstance(cause, (ConnectionRefusedError, FileNotFoundError)) for cause in _causes(error)):
+        return _Answer("refused", error="Nobody listens there.")
+    return _Answer("unreachable", error=str(error) or type(error).__name__)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and the members of groups: httpx wraps what the kernel said."""
+    yield error
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for cause in (error.__cause__ or error.__context__, *members):
+        if cause is not None:
+            yield from _causes(cause)

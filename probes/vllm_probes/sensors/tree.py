@@ -1,0 +1,151 @@
+"""The processes below one process, read from /proc: a walk down from it, never a look at the whole host.
+
+Processes come and go while one looks: whatever has vanished is left out, and nothing here raises for it.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from functools import cache
+
+_ESCAPED_BYTE = re.compile(rb"\\([0-7]{3})")
+_INTERPRETER = re.compile(r"(python|pypy)[\d.]*|(ba|da|z|k)?sh")
+_GONE_STATES = "ZXx"
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below `pid`, parents before their children, zombies included.
+
+    A child that ends during the walk can hide its next sibling from it (Linux, filesystems/proc, "children"): to be
+    sure that nobody is left, look twice.
+    """
+    found: list[int] = []
+    seen = {pid}
+    children = _children if _kernel_lists_children() else _children_by_scan
+    parents = [pid]
+    while parents:
+        young = [child for parent in parents for child in children(parent) if child not in seen]
+        seen.update(young)
+        found += young
+        parents = young
+    return found
+
+
+def is_running(pid: int) -> bool:
+    """Whether any thread of the process still lives; a zombie is gone.
+
+    A zombie leader with other threads is not: a killed worker whose thread is stuck in a driver looks like that.
+    """
+    return (state := state_letter(pid)) is not None and state not in _GONE_STATES
+
+
+def state_letter(pid: int) -> str | None:
+    """R S D T Z … as in /proc/PID/stat, None when there is no such process; of a dead leader's thread if one lives."""
+    fields = _stat_fields(f"/proc/{pid}/stat")
+    if not fields or fields[0] not in _GONE_STATES or fields[17] in ("0", "1"):
+        return fields[0] if fields else None
+    threads = (_stat_fields(f"/proc/{pid}/task/{thread}/stat") for thread in _listing(f"/proc/{pid}/task"))
+    return next((thread[0] for thread in threads if thread and thread[0] not in _GONE_STATES), "Z")
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process began, in clock ticks since boot: with the pid it names one process for ever."""
+    fields = _stat_fields(f"/proc/{pid}/stat")
+    return int(fields[19]) if fields else None
+
+
+def process_group(pid: int) -> int | None:
+    """The id of its process group, None when it is gone."""
+    fields = _stat_fields(f"/proc/{pid}/stat")
+    return int(fields[2]) if fields else None
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    """Whether `ancestor` is above `pid`, by a walk up."""
+    while pid > 1:
+        fields = _stat_fields(f"/proc/{pid}/stat")
+        pid = int(fields[1]) if fields else 0
+        if pid == ancestor:
+            return True
+    return False
+
+
+def command_line(pid: int) -> list[str]:
+    """Its arguments, or its title in one piece where it has set one; empty for zombies and the vanished."""
+    text = _read(f"/proc/{pid}/cmdline").rstrip(b"\0 ")
+    return [os.fsdecode(part) for part in text.split(b"\0")] if text else []
+
+
+def title(pid: int) -> str:
+    """A name for people: the title without `VLLM::`, else the base name of script or executable, else the kernel's.
+
+    In state D only the kernel's short name is read: /proc/PID/cmdline waits for a lock that such a process may hold.
+    """
+    arguments = command_line(pid) if state_letter(pid) != "D" else []
+    if not arguments:
+        return os.fsdecode(_read(f"/proc/{pid}/comm")).strip() or f"pid {pid}"
+    if arguments[0].startswith("VLLM::"):
+        return arguments[0].removeprefix("VLLM::").split(" ")[0]
+    program = os.path.basename(arguments[0].split(" ")[0])
+    script = arguments[1] if len(arguments) > 1 and _INTERPRETER.fullmatch(program) else ""
+    return program if not script or script.startswith("-") else os.path.basename(script)
+
+
+def shm_files(pids: Iterable[int]) -> set[str]:
+    """The files under /dev/shm that these processes have mapped and that have not been deleted.
+
+    A process in state D is left out: /proc/PID/maps would wait for its lock.
+    """
+    lines = (line for pid in pids if state_letter(pid) != "D" for line in _read(f"/proc/{pid}/maps").splitlines())
+    paths = {line[line.index(b"/dev/shm/") :] for line in lines if b" /dev/shm/" in line}
+    return {os.fsdecode(_ESCAPED_BYTE.sub(_byte, path)) for path in paths if not path.endswith(b" (deleted)")}
+
+
+def _byte(escape: re.Match[bytes]) -> bytes:
+    return bytes([int(escape[1], 8)])
+
+
+@cache
+def _kernel_lists_children() -> bool:
+    return os.path.exists("/proc/thread-self/children")  # only with CONFIG_PROC_CHILDREN
+
+
+def _children(pid: int) -> list[int]:
+    """Children hang on the thread that made them."""
+    threads = _listing(f"/proc/{pid}/task")
+    return [int(child) for thread in threads for child in _read(f"/proc/{pid}/task/{thread}/children").split()]
+
+
+def _children_by_scan(pid: int) -> list[int]:
+    import psutil  # slow to import, and hardly any kernel needs it
+
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.Error:
+        return []
+
+
+def _stat_fields(path: str) -> list[str]:
+    """Field 3 and following of a `stat` file: the name before them may hold blanks and brackets."""
+    return _read(path).rpartition(b")")[2].decode().split()
+
+
+def _read(path: str) -> bytes:
+    """The whole file, b"" when it is gone. Twice as fast as `open`: a walk reads one file for every thread."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return b"".join(iter(lambda: os.read(descriptor, 65536), b""))
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _listing(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

@@ -1,0 +1,75 @@
+"""1,000,000 log lines as fast as the child can write: `python -m tests.benchmarks.flood`."""
+
+import hashlib
+import statistics
+import sys
+import time
+from pathlib import Path
+
+from tests.benchmarks.measure import PROGRAM, Ours, own_state, report, sessions, stop_run
+from tests.terminal import Terminal
+
+LINES = 1_000_000
+CHILD = """
+import os, sys, time
+sys.stdin = None
+time.sleep(2)
+head = "(EngineCore pid=4013) INFO 11-21 08:53:42 [core.py:402] request %09d "
+out = open(1, "wb", buffering=1 << 20, closefd=False)
+for n in range(1_000_000):
+    out.write((head % n).ljust(129, ".").encode() + b"\\n")
+out.flush()
+time.sleep(1000)
+"""
+
+
+def expected_digest() -> str:
+    head = "(EngineCore pid=4013) INFO 11-21 08:53:42 [core.py:402] request %09d "
+    digest = hashlib.sha256()
+    for n in range(LINES):
+        digest.update((head % n).ljust(129, ".").encode() + b"\n")
+    return digest.hexdigest()
+
+
+def key_latency_s(terminal: Terminal) -> float:
+    """Open and close the help screen: from the key to the text."""
+    begin = time.monotonic()
+    terminal.type("?")
+    terminal.wait("Keys", 30)
+    answered_s = time.monotonic() - begin
+    terminal.type("\x1b")
+    terminal.wait(lambda text: "Log" in text, 30)
+    return answered_s
+
+
+def main() -> None:
+    with own_state() as environment:
+        terminal = Terminal([*PROGRAM, "--", sys.executable, "-c", CHILD], environment, columns=200, rows=50)
+        terminal.wait("Log", 30)
+        folder = sessions(environment)[-1]
+        ours = Ours(terminal.child.pid, folder)
+        terminal.pump(1.0)
+        before_mb = ours.pss_bytes() / 1e6
+        latencies, begin = [], time.monotonic()
+        while "1,000,000 lines" not in terminal.text and time.monotonic() - begin < 120:
+            latencies.append(key_latency_s(terminal))
+            terminal.pump(0.05)
+        shown_s = time.monotonic() - begin
+        terminal.pump(2.0)
+        log: Path = folder / "attempt-1.log"
+        same = hashlib.sha256(log.read_bytes()).hexdigest() == expected_digest()
+        terminal.type("g")
+        terminal.wait("request 000000000", 10)
+        terminal.type("G")
+        terminal.wait("request 000999999", 10)
+        print(f"log byte-identical: {same}; first and last line reachable; all shown after {shown_s:.1f} s")
+        report("key press to its effect", latencies, "s", "goal 0.100 at the 99th percentile")
+        print(f"  99th percentile: {statistics.quantiles(latencies, n=100)[98]:.3f} s")
+        terminal.pump(30.0)
+        report("memory growth", [ours.pss_bytes() / 1e6 - before_mb], "MB", "goal 50 MB")
+        stop_run(folder)
+        terminal.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""`run --headless` on real commands: the lines, the exit codes, the signals, the leftovers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Line = dict[str, Any]
+
+
+class Run:
+    """One `vllm-tui` as a child, its lines read as they come."""
+
+    def __init__(self, *arguments: str, state: Path, **popen: Any) -> None:
+        env = {**os.environ, "XDG_STATE_HOME": str(state)}
+        self.lines: list[Line] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vllm_tui", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            **popen,
+        )
+
+    def until(self, event: str, **fields: Any) -> Line:
+        """The next line of this kind; what came before is kept in `lines`."""
+        for line in self:
+            if line["event"] == event and all(line.get(key) == value for key, value in fields.items()):
+                return line
+        raise AssertionError(f"no {event} {fields} in {self.lines}\n{self.errors()}")
+
+    def __iter__(self) -> Iterator[Line]:
+        assert self.process.stdout
+        for text in self.process.stdout:
+            self.lines.append(json.loads(text))
+            yield self.lines[-1]
+
+    def end(self) -> int:
+        """Read to the end; the exit code."""
+        for _ in self:
+            pass
+        return self.process.wait(30)
+
+    def errors(self) -> str:
+        assert self.process.stderr
+        return self.process.stderr.read()
+
+    def states(self) -> list[str]:
+        return [line["state"] for line in self.lines if line["event"] == "state_changed"]
+
+    def of(self, event: str) -> list[Line]:
+        return [line for line in self.lines if line["event"] == event]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    runs: list[Run] = []
+
+    def run(*arguments: str, **popen: Any) -> Run:
+        runs.append(Run(*arguments, state=tmp_path / "state", **popen))
+        return runs[-1]
+
+    yield run
+    for started in runs:
+        if started.process.poll() is None:
+            started.process.send_signal(signal.SIGTERM)
+            started.process.send_signal(signal.SIGTERM)
+            started.end()
+        assert started.process.stdout
+        assert started.process.stderr
+        started.process.stdout.close()
+        started.process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "state"),
+    [
+        ("exit 0", 0, "exited"),
+        ("exit 3", 3, "crashed"),
+        ("kill -SEGV $$", 128 + signal.SIGSEGV, "crashed"),
+        ("kill -TERM $$", 128 + signal.SIGTERM, "crashed"),
+    ],
+)
+def test_the_exit_code_is_that_of_the_command(start: Any, script: str, code: int, state: str) -> None:
+    run = start("run", "--headless", "--", "sh", "-c", script)
+    assert run.end() == code
+    assert run.states() == ["running", state]
+    exited = run.of("exited")
+    assert len(exited) == 1
+    assert (exited[0]["code"], exited[0]["signal"]) == ((code, None) if code < 128 else (None, code - 128))
+
+
+def test_every_line_has_the_common_fields_and_the_session_comes_first(start: Any) -> None:
+    run = start("--headless", "--", "sh", "-c", "echo hello")
+    assert run.end() == 0
+    first = run.lines[0]
+    assert first["event"] == "session_started"
+    assert first["schema"] == 1
+    assert Path(first["session"], "events.jsonl").is_file()
+    for line in run.lines:
+        assert isinstance(line["time"], float)
+        assert isinstance(line["mono"], float)
+        assert isinstance(line["node"], str)
+        assert isinstance(line["attempt"], int)
+    attempt = run.of("attempt_started")[0]
+    assert attempt["command"] == ["sh", "-c", "echo hello"]
+    assert attempt["levers"] == []
+    assert Path(first["session"], attempt["log"]).read_bytes() == b"hello\n"
+
+
+def test_the_lines_are_those_of_the_recording(start: Any) -> None:
+    run = start("--headless", "--", "sh", "-c", "echo a; sleep 0.3; echo b")
+    run.end()
+    recording = Path(run.lines[0]["session"], "events.jsonl").read_text().splitlines()
+    assert run.lines == [json.loads(line) for line in recording]
+
+
+def test_options_behind_the_dashes_are_the_commands(start: Any) -> None:
+    run = start("--headless", "--", "echo", "--headless", "--", "--name", "x")
+    assert run.end() == 0
+    log = Path(run.lines[0]["session"], run.of("attempt_started")[0]["log"])
+    assert log.read_text() == "--headless -- --name x\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_tree(start: Any, number: signal.Signals) -> None:
+    run = start("--headless", "--", "sh", "-c", "sleep 100 & sleep 100; wait")
+    run.until("state_changed", state="running")
+    run.process.send_signal(number)
+    run.end()
+    assert run.states() == ["running", "stopping", "exited"]
+    assert run.of("stop_requested")[0]["by"] == "signal"
+
+
+def test_a_second_signal_kills(start: Any) -> None:
+    stubborn = "import signal,time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(100)"
+    run = start("--headless", "--", sys.executable, "-c", stubborn)
+    run.until("log_sampled")
+    run.process.send_signal(signal.SIGINT)
+    run.until("signal_sent", signal="SIGINT")
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 128 + signal.SIGKILL
+    assert [line["signal"] for line in run.of("signal_sent")] == ["SIGINT", "SIGKILL"]
+
+
+def test_hanging_up_ends_only_the_view(start: Any) -> None:
+    run = start("--headless", "--name", "survivor", "--", "sleep", "100")
+    shim_pid = run.until("attempt_started")["shim_pid"]
+    run.process.send_signal(signal.SIGHUP)
+    assert run.end() == 0
+    os.kill(shim_pid, 0)
+    state = Path(run.lines[0]["session"]).parents[1]
+    listed = subprocess.run(
+        [sys.executable, "-m", "vllm_tui", "ls", "--json"],
+        env={**os.environ, "XDG_STATE_HOME": str(state.parent)},
+        capture_output=True,
+        check=True,
+    )
+    row = next(row for row in json.loads(listed.stdout) if row["kind"] == "session")
+    assert (row["name"], row["state"], row["kept"], row["alive"]) == ("survivor", "running", True, True)
+    os.killpg(json.loads(Path(run.lines[0]["session"], "attempt-1.pid").read_text())["command"], signal.SIGKILL)
+
+
+def test_what_a_dead_command_leaves_behind_is_named_and_ended(start: Any) -> None:
+    run = start("--headless", "--", "sh", "-c", "sleep 100 & sleep 101 & exit 0")
+    ended = run.until("command_ended")
+    assert [left["process"] for left in ended["leftovers"]] == ["sleep", "sleep"]
+    run.end()
+    assert run.of("stop_requested")[0]["by"] == "leftovers"
+    for left in ended["leftovers"]:
+        assert not Path(f"/proc/{left['pid']}").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--headless", "--", "no-such-program"], 127, "was not found"),
+        (["--headless", "--", __file__], 126, "is not executable"),
+        (["--headless", "--", "./missing/program"], 127, "was not found"),
+        (["--headless"], 2, "No command"),
+        (["run", "--headless", "--"], 2, "No command"),
+        (["--", "sleep", "1"], 2, "--headless"),
+        (["vllm", "serve", "m"], 2, "vllm-tui -- vllm serve m"),
+        (["attach", "--", "x"], 2, "Only `run`"),
+        (["attach", "nothing"], 2, "--headless"),
+        (["--headless", "--levers", "warp", "--", "sleep", "1"], 2, "no lever 'warp'"),
+        (["--headless", "--name", "a/b", "--", "sleep", "1"], 1, "is no name"),
+        (["--nonsense", "--", "sleep", "1"], 2, "--nonsense"),
+    ],
+)
+def test_bad_input_is_answered_with_a_sentence(start: Any, arguments: list[str], code: int, sentence: str) -> None:
+    run = start(*arguments)
+    assert run.end() == code
+    errors = run.errors()
+    assert sentence in errors
+    assert "Traceback" not in errors
+    assert run.lines == []
+
+
+def test_a_lost_keeper_is_told_by_the_exit_code(start: Any) -> None:
+    run = start("--headless", "--", "sleep", "100")
+    keeper = run.until("keeper_started")["pid"]
+    shim_pid = run.until("attempt_started")["shim_pid"]
+    os.kill(keeper, signal.SIGKILL)
+    assert run.end() == 70
+    assert "keeper" in run.errors()
+    os.kill(shim_pid, 0)
+    folder = Path(run.lines[0]["session"])
+    os.killpg(json.loads((folder / "attempt-1.pid").read_text())["command"], signal.SIGKILL)

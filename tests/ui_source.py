@@ -1,0 +1,170 @@
+"""A source for the app that plays a script of events and remembers what it was asked to do."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+
+from vllm_probes.commands import Command
+from vllm_probes.events import (
+    AttemptStarted,
+    CommandAnswered,
+    CommandEnded,
+    EndpointSampled,
+    EngineSample,
+    Event,
+    LogSampled,
+    ModelRestored,
+    PhaseChanged,
+    ProcessesSampled,
+    ProcessRef,
+    ProcessRow,
+    ProgressChanged,
+    SessionStarted,
+    StateChanged,
+    StopRequested,
+    TreeEnded,
+)
+from vllm_probes.model import SessionModel, snapshot
+
+NODE = "gpu-7"
+START_TIME = 1_763_700_000.0
+START_MONO = 1000.0
+COMMAND = ["vllm", "serve", "meta-llama/Llama-3.1-70B-Instruct", "-tp", "8", "--port", "8000"]
+
+
+class ScriptedSource:
+    """Gives the batches that the test puts in; the keeper goes when `lose` is called."""
+
+    def __init__(self, *, readonly: bool = False, live: bool = True) -> None:
+        self.readonly, self.live = readonly, live
+        self.sent: list[Command] = []
+        self.refusal = ""
+        self.closed = False
+        self.back = asyncio.Event()
+        self._queue: asyncio.Queue[list[Event] | None] = asyncio.Queue()
+
+    def play(self, *events: Event) -> None:
+        self._queue.put_nowait(list(events))
+
+    def lose(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        while (batch := await self._queue.get()) is not None:
+            yield batch
+
+    async def send(self, command: Command) -> CommandAnswered:
+        self.sent.append(command)
+        stamp = Script().stamp(0)
+        return CommandAnswered(**stamp, id=command.id, ok=not self.refusal, message=self.refusal)
+
+    async def reconnect(self) -> bool:
+        await self.back.wait()
+        return True
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Script:
+    """Makes events with their stamps; `at` is seconds since the first launch."""
+
+    def __init__(self, attempt: int = 1, command: list[str] | None = None) -> None:
+        self.attempt = attempt
+        self.command = command or COMMAND
+
+    def stamp(self, at: float) -> Any:
+        return {"time": START_TIME + at, "mono": START_MONO + at, "node": NODE, "attempt": self.attempt}
+
+    def restored(self, folder: Path | str = "") -> ModelRestored:
+        """What a view gets first, of a session that has just begun."""
+        model = SessionModel(session=str(folder), name="night", node=NODE, cwd="/srv", command=self.command)
+        return ModelRestored(**self.stamp(0), model=snapshot(model))
+
+    def session_started(self) -> SessionStarted:
+        return SessionStarted(
+            **self.stamp(0),
+            schema=1,
+            session="/s",
+            version="0",
+            name="night",
+            command=self.command,
+            cwd="/srv",
+            boot_id="b",
+        )
+
+    def attempt_started(self, at: float = 0, levers: Iterable[str] = (), **more: Any) -> AttemptStarted:
+        return AttemptStarted(
+            **self.stamp(at),
+            command=self.command,
+            levers=list(levers),
+            log=f"attempt-{self.attempt}.log",
+            shim_pid=100,
+            expects_vllm=True,
+            **more,
+        )
+
+    def state(self, state: Any, at: float = 1, reason: str | None = None) -> StateChanged:
+        return StateChanged(**self.stamp(at), state=state, reason=reason)
+
+    def phase(self, label: str, at: float = 1) -> PhaseChanged:
+        return PhaseChanged(**self.stamp(at), phase=label.lower(), label=label, line_number=1)
+
+    def progress(self, done: float, total: float, at: float = 1, eta: str | None = None) -> ProgressChanged:
+        return ProgressChanged(**self.stamp(at), label="shards", done=done, total=total, eta=eta)
+
+    def processes(self, *rows: ProcessRow, at: float = 1, gone: Iterable[int] = ()) -> ProcessesSampled:
+        return ProcessesSampled(**self.stamp(at), rows=list(rows), gone=list(gone))
+
+    def tree(self, workers: int = 8, at: float = 1) -> ProcessesSampled:
+        """An API server, an engine core, and so many workers."""
+        api = row(4001, "APIServer", role="api_server", cpu_percent=3.0, rss_bytes=900 << 20)
+        core = row(4013, "EngineCore", role="engine_core", state="R", cpu_percent=99.0, rss_bytes=2 << 30)
+        ranks = [
+            row(
+                4031 + rank,
+                f"Worker_TP{rank}",
+                role="worker",
+                rank=rank,
+                state="R",
+                cpu_percent=97.0 + rank % 3,
+                rss_bytes=9 << 30,
+            )
+            for rank in range(workers)
+        ]
+        tracker = row(4050, "resource_tracker", role="resource_tracker", rss_bytes=12 << 20)
+        return self.processes(api, core, *ranks, tracker, at=at)
+
+    def endpoint(self, at: float = 1, tokens: float = 0, running: float = 12, waiting: float = 3) -> EndpointSampled:
+        engine = EngineSample(
+            running=running, waiting=waiting, kv_usage=0.71, generation_tokens=tokens, prefix_queries=100, prefix_hits=38,
+            ttft_count=tokens / 100, ttft_sum_s=tokens / 100 * 0.21, tpot_count=tokens, tpot_sum_s=tokens * 0.023,
+        )  # fmt: skip
+        return EndpointSampled(
+            **self.stamp(at),
+            url="http://127.0.0.1:8000",
+            health="ok",
+            status=200,
+            latency_s=0.002,
+            active=True,
+            engines=[engine],
+        )
+
+    def log_sampled(self, size_bytes: int, at: float = 1) -> LogSampled:
+        return LogSampled(**self.stamp(at), size_bytes=size_bytes, line_count=0)
+
+    def stop_requested(self, at: float = 1, *, kill: bool = False) -> StopRequested:
+        return StopRequested(**self.stamp(at), by="key", kill=kill)
+
+    def command_ended(
+        self, at: float = 1, code: int | None = 0, signal: int | None = None, leftovers: Iterable[ProcessRef] = ()
+    ) -> CommandEnded:
+        return CommandEnded(**self.stamp(at), code=code, signal=signal, leftovers=list(leftovers))
+
+    def tree_ended(self, at: float = 1) -> TreeEnded:
+        return TreeEnded(**self.stamp(at))
+
+
+def row(pid: int, process: str, **more: Any) -> ProcessRow:
+    return ProcessRow(pid=pid, parent_pid=1, started=START_TIME, process=process, **more)

@@ -1,0 +1,286 @@
+"""The Textual app: takes events in, shows them a few times a second, and turns keys into commands."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from textual import on, work
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+
+from vllm_probes.commands import CaptureStacks, Command, Relaunch, Stop
+from vllm_probes.events import AttemptStarted, Event, ModelRestored
+from vllm_probes.model import SessionModel, restore
+from vllm_tui import actions
+from vllm_tui.logfeed import LogFeed
+from vllm_tui.screens import questions
+from vllm_tui.screens.main import MainScreen
+from vllm_tui.screens.page import Page
+from vllm_tui.situation import Connection, Pace, Situation
+from vllm_tui.source import ReplayControls, Source
+
+TICK_S = 0.1
+TICKS_PER_PAINT = 3
+RECONNECT_PAUSE_S = 1.0
+RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
+
+Leaving = Literal["stopped", "left_running", "ended", "keeper_lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class AppResult:
+    """How the app was left, and the last that was known."""
+
+    leaving: Leaving
+    model: SessionModel
+
+
+class VllmTui(App[AppResult]):
+    """A view of one session."""
+
+    TITLE = "vllm-tui"
+    CSS_PATH = "app.tcss"
+    BINDINGS = [*actions.bindings("app")]
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(self, source: Source, *, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._source = source
+        self._folder = folder
+        self._clock = clock
+        self._feed = LogFeed(folder)
+        self._model = SessionModel()
+        self._connection: Connection = "waiting"
+        self._replay_over = False
+        self._dirty = True
+        self._shown_second = -1
+        self._tick_count = 0
+        self._blocked_levers: dict[str, str] = {}
+        self._leaving: Leaving | None = None
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Colours of processes in the log, readable on a dark and on a light background."""
+        ranks = {f"rank-{rank}": colour for rank, colour in enumerate(RANK_COLOURS)}
+        return {"api-server": "#7f93a8", "engine-core": "#4a90d9", **ranks}
+
+    def get_default_screen(self) -> Screen[None]:
+        return MainScreen(self._feed)
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    @on(MainScreen.Opened)
+    def _begin(self) -> None:
+        self.run_worker(self._pump(), name="pump")
+        self.set_interval(TICK_S, self._tick)
+
+    async def _pump(self) -> None:
+        """Take events in for as long as there are any; look for another keeper where a live one is lost."""
+        while True:
+            async for batch in self._source.batches():
+                self._take(batch)
+            if not self._source.live:
+                self._replay_over = True
+                self._paint()
+                return
+            if self._leaving:
+                self._leave("keeper_lost")
+            if self._connection == "live":
+                self._connection = "lost"
+            self._paint()
+            if not await self._source.reconnect():
+                await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    def _take(self, batch: Iterable[Event]) -> None:
+        first = self._connection in ("waiting", "lost")
+        for event in batch:
+            if isinstance(event, ModelRestored):
+                self._model = restore(event)
+            else:
+                self._model.apply(event)
+            if isinstance(event, ModelRestored | AttemptStarted):
+                self._blocked_levers = questions.blocked_levers(self._model)
+        if isinstance(self._source, ReplayControls):
+            self._model.unknown_line_count = self._source.unknown_line_count
+        self._connection = "live" if self._source.live else "recording"
+        self._dirty = True
+        if first:
+            self._paint()
+        if self._leaving and not self.situation.alive:
+            self._leave(self._leaving)
+
+    @property
+    def situation(self) -> Situation:
+        """What is known at this moment."""
+        pace = None
+        if isinstance(self._source, ReplayControls):
+            pace = Pace(self._source.paused, self._source.speed, self._replay_over)
+        return Situation(
+            model=self._model,
+            now=self._clock() if self._source.live else self._model.mono,
+            connection=self._connection,
+            readonly=self._source.readonly,
+            pace=pace,
+            blocked_levers=self._blocked_levers,
+        )
+
+    # --- painting -------------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """The log is looked at on every tick; panels a few times a second, and only if something has changed."""
+        main = self.main_screen
+        if main is self.screen:
+            main.poll_log()
+        self._tick_count += 1
+        if self._tick_count % TICKS_PER_PAINT:
+            return
+        situation = self.situation
+        second = int(situation.now) if situation.command_runs else -1
+        if self._dirty or second != self._shown_second:
+            self._shown_second = second
+            self._paint()
+
+    def _paint(self) -> None:
+        self._dirty = False
+        situation = self.situation
+        with self.batch_update():
+            self.main_screen.show(situation)
+            if isinstance(self.screen, Page):
+                self.screen.show(situation)
+
+    @property
+    def main_screen(self) -> MainScreen:
+        screen = self.screen_stack[0]
+        assert isinstance(screen, MainScreen)
+        return screen
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    async def action_perform(self, action_id: str) -> None:
+        """Do what a key stands for, or say why it cannot be done now."""
+        action = actions.BY_ID[action_id]
+        if reason := action.reason(self.situation):
+            self.notify(reason, title=f"{action.key_label} {action.label}", severity="warning", markup=False)
+            return
+        await self.run_action(action.run, self.screen if action.run.startswith("screen.") else None)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """Every action by its name, and Textual's theme."""
+        situation = self.situation
+        for action in actions.ACTIONS:
+            if action.group != "Replay" or situation.pace:
+                reason = action.reason(situation)
+                yield SystemCommand(
+                    action.label.capitalize(),
+                    f"{action.key_label}: {action.help}" + (f" — not now: {reason}" if reason else ""),
+                    partial(self.action_perform, action.id),
+                )
+        yield SystemCommand("Theme", "choose other colours", self.action_change_theme)
+        yield SystemCommand("Screenshot", "save the screen as an SVG file", self.deliver_screenshot)
+
+    @work(group="commands")
+    async def _send(self, command: Command, done: str = "") -> None:
+        answer = await self._source.send(command)
+        if not answer.ok:
+            self.notify(answer.message or "The keeper refused.", severity="error", markup=False)
+        elif done:
+            self.notify(done, markup=False)
+
+    def action_capture_stacks(self) -> None:
+        from vllm_tui.screens.stacks import StacksPage
+
+        self._send(CaptureStacks())
+        if not isinstance(self.screen, StacksPage):
+            self.push_screen(StacksPage(self.situation, self._folder))
+
+    def action_toggle_lever(self, lever: str) -> None:
+        levers = self.situation.levers
+        if lever in levers:
+            self._relaunch([name for name in levers if name != lever])
+        else:
+            self._relaunch([*levers, lever])
+
+    def action_relaunch_same(self) -> None:
+        self._relaunch(self.situation.levers)
+
+    def action_relaunch_clean(self) -> None:
+        self._relaunch([], clean=True)
+
+    @work(exclusive=True, group="question")
+    async def _relaunch(self, levers: Sequence[str], clean: bool = False) -> None:
+        question = questions.relaunch(self.situation, levers, clean=clean)
+        answer = await self.push_screen_wait(question) if question else "relaunch"
+        if answer:
+            company = answer.partition("+")[2]
+            self._send(Relaunch(levers=[*levers, company] if company else list(levers), clean=clean))
+
+    @work(exclusive=True, group="question")
+    async def action_stop(self) -> None:
+        question = questions.stop(self.situation)
+        answer = await self.push_screen_wait(question) if question else "stop"
+        if answer:
+            self._send(Stop(kill=answer == "kill"))
+
+    def action_detach(self) -> None:
+        self._leave("left_running")
+
+    async def action_quit(self) -> None:
+        self._quit()
+
+    @work(exclusive=True, group="question")
+    async def _quit(self) -> None:
+        situation = self.situation
+        if situation.connection == "lost":
+            self._leave("keeper_lost")
+        elif not situation.alive or situation.connection == "recording":
+            self._leave("ended")
+        elif answer := await self.push_screen_wait(questions.leave(situation)):
+            if answer == "leave":
+                self._leave("left_running")
+                return
+            self._leaving = "stopped"
+            self._send(Stop(kill=answer == "kill"))
+
+    def _leave(self, leaving: Leaving) -> None:
+        self._feed.close()
+        self.exit(AppResult(leaving, self._model))
+
+    # --- pages ----------------------------------------------------------------------------------------------------
+
+    def action_show_help(self) -> None:
+        from vllm_tui.screens.help import HelpPage
+
+        self._open_page(HelpPage)
+
+    def action_show_details(self) -> None:
+        from vllm_tui.screens.details import DetailsPage
+
+        self._open_page(DetailsPage)
+
+    def _open_page(self, page: type[Page]) -> None:
+        """Show a page, in the place of another one."""
+        if isinstance(self.screen, page):
+            return
+        if isinstance(self.screen, Page):
+            self.pop_screen()
+        self.push_screen(page(self.situation))
+
+    # --- recordings -----------------------------------------------------------------------------------------------
+
+    def action_replay_pause(self) -> None:
+        if isinstance(self._source, ReplayControls):
+            self._source.toggle_pause()
+            self._dirty = True
+
+    def action_replay_step(self) -> None:
+        if isinstance(self._source, ReplayControls):
+            self._source.step()
+            self._dirty = True
+
+    def action_replay_speed(self, factor: float) -> None:
+        if isinstance(self._source, ReplayControls):
+            self._source.change_speed(factor)
+            self._dirty = True

@@ -1,0 +1,236 @@
+"""The command line: standard output is data, standard error is diagnostics."""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vllm_probes import __version__
+
+if TYPE_CHECKING:
+    from vllm_probes.keeper.folder import SessionFolder
+
+USAGE, NOT_EXECUTABLE, NOT_FOUND = 2, 126, 127
+NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
+
+
+class CliError(click.ClickException):
+    """A sentence that says what to do, and the exit code."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class and reads the instance's
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"vllm-tui: {self.message}", err=True, file=file)
+
+
+def main() -> None:
+    """Entry point: what stands behind the first `--` is the command to launch, and never an option of ours."""
+    arguments, command = _split(sys.argv[1:])
+    if not (arguments and (arguments[0] in cli.commands or arguments[0] in ("--help", "-h", "--version"))):
+        arguments = _implied_run(arguments, command)
+    cli.main(arguments, prog_name="vllm-tui", obj=command)
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    if "--" not in argv:
+        return list(argv), None
+    at = list(argv).index("--")
+    return list(argv[:at]), list(argv[at + 1 :])
+
+
+def _implied_run(arguments: list[str], command: list[str] | None) -> list[str]:
+    words = [word for word in arguments if not word.startswith("-")]
+    if command is None and not arguments:
+        return ["--help"]
+    if command is None and words and words[0] == arguments[0]:
+        typed = " ".join(arguments)
+        click.echo(f"vllm-tui: no command {words[0]!r}. To launch it, write: vllm-tui -- {typed}", err=True)
+        sys.exit(USAGE)
+    return ["run", *arguments]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Start, watch, stop and relaunch vLLM, and see why it hangs or dies.
+
+    \b
+    vllm-tui -- vllm serve MODEL        launch, and watch it in this terminal
+    vllm-tui --headless -- COMMAND …    the same as JSON lines, without a terminal
+    vllm-tui attach                     come back to a session
+    vllm-tui demo                       see a hang, without vLLM and without a GPU
+
+    What stands behind -- is launched as it is. It goes on when the terminal goes away.
+    """
+
+
+@cli.command()
+@click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
+@click.option("--name", help="What the session is called; else time and command.")
+@click.option("--levers", default="", metavar="A,B", help="Debug settings to launch with: eager, launch-blocking, …")
+@click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
+@click.option("--bare", is_flag=True, help="Add nothing of our own to the environment of the command.")
+@click.pass_obj
+def run(
+    command: list[str] | None, *, headless: bool, name: str | None, levers: str, readonly: bool, bare: bool
+) -> None:
+    """Launch the command behind -- and watch it (`run` may be left out)."""
+    if not command:
+        raise CliError("No command. Write it behind --: vllm-tui -- vllm serve MODEL", USAGE)
+    if not headless:
+        _need_terminal()
+    folder = _new_session(command, name, [lever for lever in levers.split(",") if lever], bare)
+    _watch(folder, headless=headless, readonly=readonly, starting=True)
+
+
+@cli.command()
+@click.argument("session", required=False)
+@click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
+@click.pass_obj
+def attach(command: list[str] | None, session: str | None, *, readonly: bool) -> None:
+    """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
+    _no_command(command)
+    _need_terminal()
+    _watch(_find(session), headless=False, readonly=readonly, starting=False)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON array.")
+@click.pass_obj
+def ls(command: list[str] | None, *, as_json: bool) -> None:
+    """List the sessions of this user, and every other vLLM on this host."""
+    _no_command(command)
+    from vllm_tui import listing
+
+    click.echo(listing.as_json() if as_json else listing.as_text())
+
+
+@cli.command()
+@click.argument("session")
+@click.pass_obj
+def replay(command: list[str] | None, session: str) -> None:
+    """Play the recording of a session again."""
+    _no_command(command)
+    _need_terminal()
+    folder = _find(session)
+    if not folder.events.exists():
+        raise CliError(f"{folder.path} holds no recording: it has no {folder.events.name}.")
+    from vllm_tui.app import VllmTui
+    from vllm_tui.replay import ReplaySource
+
+    VllmTui(ReplaySource(folder.events), folder=folder.path).run()
+
+
+@cli.command()
+@click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
+@click.pass_obj
+def demo(command: list[str] | None, *, headless: bool) -> None:
+    """Watch a self-contained incident: real processes that serve, and then hang in one worker."""
+    _no_command(command)
+    if not headless:
+        _need_terminal()
+    from vllm_probes.demo import demo_command
+
+    _watch(_new_session(demo_command(), None, [], bare=False), headless=headless, readonly=False, starting=True)
+
+
+def _no_command(command: list[str] | None) -> None:
+    if command is not None:
+        raise CliError("Only `run` launches what stands behind --.", USAGE)
+
+
+def _need_terminal() -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise CliError(NO_TERMINAL, USAGE)
+
+
+def _find(session: str | None) -> "SessionFolder":
+    from vllm_probes.keeper.folder import FolderError, find
+
+    try:
+        return find(session)
+    except FolderError as error:
+        raise CliError(str(error)) from None
+
+
+def _new_session(command: list[str], name: str | None, levers: list[str], bare: bool) -> "SessionFolder":
+    from vllm_probes.keeper.folder import FolderError, create
+    from vllm_probes.launch.redact import redact_argv
+    from vllm_probes.launch.spec import LaunchSpec
+
+    _need_executable(command[0])
+    if levers:
+        _need_levers(levers, command)
+    spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=str(Path.cwd()))
+    try:
+        return create(spec=spec, command=redact_argv(command), name=name, levers=levers, bare=bare)
+    except FolderError as error:
+        raise CliError(str(error)) from None
+    except OSError as error:
+        raise CliError(f"The session folder cannot be made: {error.strerror} ({error.filename}).") from None
+
+
+def _need_executable(program: str) -> None:
+    if shutil.which(program):
+        return
+    if Path(program).is_file() or (os.sep not in program and shutil.which(program, mode=os.F_OK)):
+        raise CliError(f"{program} is not executable: `chmod +x` it, or name its interpreter.", NOT_EXECUTABLE)
+    hint = "check its path" if os.sep in program else "is its environment activated?"
+    raise CliError(f"{program} was not found: {hint}", NOT_FOUND)
+
+
+def _need_levers(levers: list[str], command: list[str]) -> None:
+    from vllm_probes.launch.levers import blocked, load_levers
+    from vllm_probes.launch.spec import LaunchSpec
+
+    known = load_levers()
+    for lever in levers:
+        if lever not in known:
+            raise CliError(f"There is no lever {lever!r}; there are {', '.join(known)}.", USAGE)
+        if reason := blocked(lever, LaunchSpec(argv=command, env=dict(os.environ), cwd="")):
+            raise CliError(reason, USAGE)
+
+
+def _watch(folder: "SessionFolder", *, headless: bool, readonly: bool, starting: bool) -> None:
+    """Show a session until the view closes, then leave with the exit code that it deserves."""
+    from vllm_probes.keeper.client import KeeperError, start_keeper
+
+    if starting:
+        start_keeper(folder)
+    try:
+        code = _watch_headless(folder) if headless else _watch_app(folder, readonly=readonly, with_code=starting)
+    except KeeperError as error:
+        raise CliError(str(error), 70) from None
+    sys.exit(code)
+
+
+def _watch_headless(folder: "SessionFolder") -> int:
+    import asyncio
+
+    from vllm_tui import closing, headless
+
+    model, seen = asyncio.run(headless.follow(folder))
+    if not seen:
+        click.echo("vllm-tui: the keeper was lost; `vllm-tui attach` starts a new one.", err=True)
+        return closing.KEEPER_LOST
+    return closing.exit_code(model.attempt)
+
+
+def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> int:
+    from vllm_tui import closing
+    from vllm_tui.app import VllmTui
+    from vllm_tui.live import LiveSource
+
+    result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path).run()
+    if result is None:
+        return closing.KEEPER_LOST
+    click.echo(closing.summary(result.model, folder.path), err=True)
+    if result.leaving == "keeper_lost":
+        return closing.KEEPER_LOST
+    return closing.exit_code(result.model.attempt) if with_code else 0

@@ -1,0 +1,43 @@
+"""What is left to say when a view closes: the exit code, and how it ended in a few lines."""
+
+import shlex
+from pathlib import Path
+
+from vllm_probes.model import AttemptModel, SessionModel
+
+KEEPER_LOST = 70
+
+
+def exit_code(attempt: AttemptModel | None) -> int:
+    """That of the last attempt, 128+n for a signal; 1 where vLLM says 0 although it lost an engine or a worker."""
+    if attempt is None or attempt.ended is None:
+        return 0
+    if attempt.ended.signal:
+        return 128 + attempt.ended.signal
+    if attempt.ended.code is None:
+        return 1
+    return attempt.ended.code or (1 if attempt.state == "crashed" else 0)
+
+
+def summary(model: SessionModel, folder: Path) -> str:
+    """State, cause with its line, session, log, and how to come back; plain text."""
+    attempt = model.attempt
+    lines = [_state_line(attempt)]
+    if attempt and attempt.exited and attempt.exited.findings:
+        cause = attempt.exited.findings[0]
+        lines.append(f"cause:    {cause.line}  ({cause.file}:{cause.line_number})")
+    lines.append(f"session:  {model.name or folder.name}")
+    if attempt:
+        lines.append(f"log:      {folder / attempt.launch.log}")
+    lines.append(f"to return: vllm-tui attach {shlex.quote(model.name or folder.name)}")
+    return "\n".join(lines)
+
+
+def _state_line(attempt: AttemptModel | None) -> str:
+    if attempt is None:
+        return "vllm-tui: nothing was started."
+    if not attempt.over and attempt.ended is None:
+        return f"vllm-tui: left running ({attempt.state})."
+    code = exit_code(attempt)
+    reason = f": {attempt.state_reason}" if attempt.state_reason else ""
+    return f"vllm-tui: {attempt.state}{reason} (exit code {code})."

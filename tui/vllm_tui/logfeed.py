@@ -1,0 +1,90 @@
+"""The log of one attempt as the screen shows it: its index, and the filter that lies over it."""
+
+from pathlib import Path
+
+from vllm_probes.events import Level
+from vllm_probes.logindex import LogIndex
+from vllm_probes.logrows import FilteredRows, LogRows
+from vllm_probes.model import SessionModel
+
+REFRESH_BYTES = 8 << 20
+FILTER_BYTES = 2 << 20
+
+
+class LogFeed:
+    """One attempt's log at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._index: LogIndex | None = None
+        self._filtered: FilteredRows | None = None
+        self._limit_bytes: int | None = None
+        self.attempt = 0
+        """The number of the attempt whose log it is; 0 before the first."""
+        self.level: Level | None = None
+        self.process: str | None = None
+        self.trouble: str | None = None
+        """Why the log cannot be read."""
+
+    def open(self, attempt: int, log: str) -> None:
+        """Turn to the log of an attempt; the filter stays."""
+        if self._index:
+            self._index.close()
+        self.attempt, self._limit_bytes = attempt, None
+        self._index = LogIndex(self._folder / log)
+        self.filter(self.level, self.process)
+
+    def filter(self, level: Level | None, process: str | None) -> None:
+        """Leave only records of at least a level, or of a process given by name or pid."""
+        self.level, self.process = level, process
+        wanted = self._index and (level or process)
+        self._filtered = self._index.rows(level=level, process=process) if self._index and wanted else None
+
+    def learn(self, model: SessionModel, *, live: bool) -> None:
+        """Take from the model what is ours in the log, what was cut out of it, and, in a replay, how far it had got."""
+        attempt = model.attempt
+        if self._index is None or attempt is None or attempt.number != self.attempt:
+            return
+        if model.endpoint:
+            self._index.hide_clients(model.endpoint.own_clients)
+        if model.disk and model.disk.hole_bytes:
+            self._index.set_hole(model.disk.hole_start, model.disk.hole_bytes)
+        if not live:
+            self._limit_bytes = None if attempt.over else model.log.size_bytes if model.log else 0
+
+    def refresh(self) -> bool:
+        """Read what was appended, as much as one tick of the screen can bear; True when something has changed."""
+        if self._index is None:
+            return False
+        before = self._extent()
+        try:
+            self._index.refresh(self._limit_bytes, REFRESH_BYTES)
+            if self._filtered:
+                self._filtered.refresh(FILTER_BYTES)
+            self.trouble = None
+        except OSError as error:
+            self.trouble = f"the log cannot be read: {error.strerror}"
+        return before != self._extent()
+
+    def _extent(self) -> tuple[object, ...]:
+        index, rows = self._index, self.rows
+        return (index.size_bytes, index.generation, rows.line_count, self.trouble) if index and rows else ()
+
+    @property
+    def rows(self) -> LogRows | None:
+        return self._filtered or self._index
+
+    @property
+    def index(self) -> LogIndex | None:
+        return self._index
+
+    def whole(self, number: int) -> str:
+        """Line `number` (from 1) with all of its text; empty when the log has become shorter."""
+        try:
+            return self._index.read_whole(number).text if self._index else ""
+        except IndexError:
+            return ""
+
+    def close(self) -> None:
+        if self._index:
+            self._index.close()

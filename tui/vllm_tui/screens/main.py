@@ -1,0 +1,97 @@
+"""The main screen: header, notices, processes and engine, the log, and the keys."""
+
+from textual.app import ComposeResult
+from textual.containers import Container, Vertical
+from textual.message import Message
+from textual.screen import Screen
+
+from vllm_tui import actions
+from vllm_tui.logfeed import LogFeed
+from vllm_tui.situation import Situation
+from vllm_tui.widgets.engine import EnginePanel, EngineSummary
+from vllm_tui.widgets.header import Header
+from vllm_tui.widgets.key_bar import KeyBar
+from vllm_tui.widgets.log_pane import LogPane
+from vllm_tui.widgets.notices import Notices
+from vllm_tui.widgets.processes import ProcessSummary, ProcessTable
+from vllm_tui.widgets.rows import Panel
+
+
+class MainScreen(Screen[None]):
+    """Hands every moment to its panels; keeps nothing but what is open."""
+
+    BINDINGS = [*actions.bindings("screen")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]
+
+    def __init__(self, feed: LogFeed) -> None:
+        super().__init__()
+        self._feed = feed
+
+    class Opened(Message):
+        """Every part of the screen is there and can be shown something."""
+
+    def on_mount(self) -> None:
+        self.post_message(self.Opened())
+
+    def compose(self) -> ComposeResult:
+        yield Header(id="header")
+        yield Notices(id="notices")
+        with Vertical(id="summaries"):
+            yield ProcessSummary()
+            yield EngineSummary()
+        with Container(id="panels"):
+            yield ProcessTable(id="processes")
+            yield EnginePanel(id="engine")
+        yield LogPane(self._feed, id="log-pane")
+        yield KeyBar(id="key-bar")
+
+    @property
+    def log_pane(self) -> LogPane:
+        return self.query_one(LogPane)
+
+    def show(self, situation: Situation) -> None:
+        """Show another moment."""
+        for panel in self.query(Panel):
+            panel.show(situation)
+        self.log_pane.show(situation)
+        if not situation.model.processes and not situation.model.endpoint:
+            self.remove_class("-toggled")
+
+    def poll_log(self) -> None:
+        self.log_pane.poll()
+
+    def action_toggle_panels(self) -> None:
+        if self.query_one(ProcessTable).has_class("-empty") and self.query_one(EnginePanel).has_class("-empty"):
+            self.app.notify("Nothing runs: there is neither a process nor a server to show.", markup=False)
+            return
+        self.toggle_class("-toggled")
+
+    def action_find(self, backwards: bool) -> None:
+        self.log_pane.find(backwards=backwards)
+
+    def action_alarm(self, backwards: bool) -> None:
+        self.log_pane.go_to_alarm(backwards=backwards)
+
+    def action_search(self) -> None:
+        self.log_pane.open_search()
+
+    def action_log_top(self) -> None:
+        self.log_pane.view.go_to(0)
+
+    def action_log_follow(self) -> None:
+        self.log_pane.view.follow()
+
+    def action_line_detail(self) -> None:
+        self.log_pane.toggle_detail()
+
+    def action_copy_line(self) -> None:
+        self.log_pane.copy_line()
+
+    def action_cycle_level(self) -> None:
+        self.log_pane.cycle_level()
+
+    def action_cycle_process(self) -> None:
+        self.log_pane.cycle_process()
+
+    def action_cycle_attempt(self) -> None:
+        self.log_pane.cycle_attempt()

@@ -1,0 +1,70 @@
+"""What every part of the screen is told: the session's model, the clock, and how the view stands to the keeper."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vllm_probes.events import ProcessRef
+from vllm_probes.model import AttemptModel, SessionModel
+
+Connection = Literal["waiting", "live", "lost", "recording"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How a recording is played."""
+
+    paused: bool
+    speed: float
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """One moment. `now` is CLOCK_MONOTONIC seconds of the node, or the time of the last event of a recording."""
+
+    model: SessionModel = field(default_factory=SessionModel)
+    now: float = 0.0
+    connection: Connection = "waiting"
+    readonly: bool = False
+    pace: Pace | None = None
+    blocked_levers: Mapping[str, str] = field(default_factory=dict)
+    """Why a lever cannot be pulled with this command, by lever id."""
+
+    @property
+    def attempt(self) -> AttemptModel | None:
+        return self.model.attempt
+
+    @property
+    def leftovers(self) -> list[ProcessRef]:
+        return self.attempt.leftovers if self.attempt else []
+
+    @property
+    def alive(self) -> bool:
+        """Something of the tree still runs, as far as we know."""
+        attempt = self.attempt
+        if attempt is None or attempt.over:
+            return False
+        return attempt.ended is None or bool(attempt.leftovers)
+
+    @property
+    def command_runs(self) -> bool:
+        """The command itself has not ended."""
+        return self.attempt is not None and not self.attempt.over and self.attempt.ended is None
+
+    @property
+    def stopping(self) -> bool:
+        """Somebody asked for the end and it has not come yet."""
+        return self.alive and self.attempt is not None and self.attempt.stop is not None
+
+    @property
+    def levers(self) -> list[str]:
+        return self.attempt.launch.levers if self.attempt else []
+
+    @property
+    def up_s(self) -> float | None:
+        """Seconds since the launch, or from the launch to the end."""
+        if (attempt := self.attempt) is None:
+            return None
+        end = attempt.ended or attempt.tree_ended
+        return (end.mono if end else self.now) - attempt.started_mono

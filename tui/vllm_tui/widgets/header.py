@@ -1,0 +1,117 @@
+"""The top of the screen: state, command, launch and up-time, and what the start-up is doing."""
+
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from vllm_probes.events import DebugSetting, ProgressChanged
+from vllm_probes.model import AttemptModel
+from vllm_tui.format import STATE_LOOKS, UNKNOWN, bar, clock, duration, plural, printable, short_command, state_word
+from vllm_tui.situation import Situation
+from vllm_tui.widgets.rows import Panel, joined, spread
+
+BAR_WIDTH = 20
+
+
+class Header(Panel):
+    """One row, and a second one while there is something to tell about what vLLM is doing."""
+
+    def rows(self, width: int) -> list[Content]:
+        situation = self._situation
+        title = spread(title_left(situation), title_right(situation), width)
+        activity = activity_row(situation)
+        return [title, activity] if activity else [title]
+
+    def show(self, situation: Situation) -> None:
+        super().show(situation)
+        tooltip = "\n".join(setting_line(setting) for setting in situation.model.debug_settings)
+        if str(self.tooltip or "") != tooltip:
+            self.tooltip = Content(tooltip) if tooltip else None
+
+
+def title_left(situation: Situation) -> Content:
+    """`● SERVING  vllm serve Llama-3.1-70B -tp 8`."""
+    return Content.assemble(" ", state_mark(situation), "  ", short_command(situation.model.command))
+
+
+def state_mark(situation: Situation) -> Content:
+    """The state as symbol and word."""
+    if situation.connection == "lost":
+        return Content.styled("✖ KEEPER LOST", "bold $text-error")
+    if situation.attempt is None:
+        return Content.styled("◌ CONNECTING", "bold $text-accent")
+    state = situation.model.state
+    symbol, style = STATE_LOOKS[state]
+    return Content.styled(f"{symbol} {state_word(state)}", f"bold {style}")
+
+
+def title_right(situation: Situation) -> Content:
+    """`REPLAY 4x · attempt 2 · eager ✓ · 2 debug settings   up 0:12:41`."""
+    attempt = situation.attempt
+    if attempt is None:
+        return Content("")
+    up = Content.assemble(("up " if situation.command_runs else "ran ", "dim"), clock(situation.up_s or 0.0), " ")
+    launch = [replay_mark(situation), Content(f"attempt {attempt.number}"), *lever_marks(attempt)]
+    launch.append(extra_settings(situation.model.debug_settings))
+    if situation.readonly:
+        launch.append(Content.styled("read-only", "$text-warning"))
+    return Content.assemble(joined(launch), "   ", up)
+
+
+def replay_mark(situation: Situation) -> Content:
+    pace = situation.pace
+    if pace is None:
+        return Content("")
+    how = "over" if pace.over else "paused" if pace.paused else f"{pace.speed:g}x"
+    return Content.styled(f"REPLAY {how}", "bold $text-accent")
+
+
+def lever_marks(attempt: AttemptModel) -> list[Content]:
+    """Each lever of the launch, and whether it reached vLLM's processes."""
+    marks = []
+    for lever in attempt.launch.levers:
+        checked = attempt.arrived.get(lever)
+        if checked is None:
+            marks.append(Content.styled(lever, "bold"))
+        elif checked.arrived:
+            marks.append(Content.assemble((lever, "bold"), (" ✓", "$text-success")))
+        else:
+            marks.append(Content.styled(f"{lever} ✗ not in vLLM", "bold $text-error"))
+    return marks
+
+
+def extra_settings(settings: Sequence[DebugSetting]) -> Content:
+    """How many debug settings are in force that no lever of ours put there."""
+    count = sum(setting.origin != "lever" for setting in settings)
+    return Content.styled(plural(count, "debug setting"), "$text-warning") if count else Content("")
+
+
+def setting_line(setting: DebugSetting) -> str:
+    return f"{printable(setting.setting)}  ({setting.origin}): {setting.cost}"
+
+
+def activity_row(situation: Situation) -> Content | None:
+    """What the start-up or the stop is at; None while there is nothing to say."""
+    attempt = situation.attempt
+    if attempt is None or attempt.ended is not None:
+        return None
+    if attempt.state in ("idle", "serving", "running"):
+        return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None
+    since = attempt.phase.mono if attempt.phase else attempt.state_since_mono
+    label = attempt.phase.label if attempt.phase and attempt.state != "stopping" else attempt.state_reason
+    parts = [
+        Content.styled(printable(label or "waiting for the first line of the log"), ""),
+        progress_mark(attempt.progress) if attempt.progress else Content(""),
+        Content.styled(f"for {duration(situation.now - since)}", "dim"),
+    ]
+    return Content.assemble(" ", joined(parts, "  "))
+
+
+def progress_mark(progress: ProgressChanged) -> Content:
+    """`████████░░░░  62 %  5 of 8  0:41 left`."""
+    if not progress.total > 0:
+        return Content("")
+    fraction = min(1.0, progress.done / progress.total)
+    left = f"  {printable(progress.eta)} left" if progress.eta not in (None, UNKNOWN) else ""
+    counts = f"  {progress.done:g} of {progress.total:g}{left}"
+    return Content.assemble((bar(fraction, BAR_WIDTH), "$text-primary"), f" {fraction:4.0%}", (counts, "dim"))

@@ -1,0 +1,46 @@
+"""One line of the log, whole and wrapped, with what its prefix says."""
+
+from textual.app import ComposeResult
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from vllm_probes.logline import parse_line
+from vllm_tui.widgets.log_style import process_style
+from vllm_tui.widgets.rows import Rows, joined, rule
+
+
+class LineDetail(VerticalScroll):
+    """Below the log while it is open; follows the cursor."""
+
+    def compose(self) -> ComposeResult:
+        yield Rows(id="line-detail-title")
+        yield Static(id="line-detail-text")
+
+    @property
+    def is_open(self) -> bool:
+        return not self.has_class("-closed")
+
+    def open(self) -> None:
+        self.remove_class("-closed")
+
+    def close(self) -> None:
+        self.add_class("-closed")
+
+    def show(self, number: int, text: str) -> None:
+        """Show line `number` (from 1)."""
+        parsed = parse_line(text)
+        place = f"{parsed.file}:{parsed.line}" if parsed.file and parsed.line else parsed.file or ""
+        title = joined(
+            [
+                Content.styled(f"Line {number:,}", "bold"),
+                Content.styled(parsed.process or "", process_style(parsed.process or "", parsed.rank)),
+                f"pid {parsed.pid}" if parsed.pid else "",
+                (parsed.level or "").upper(),
+                parsed.stamp or "",
+                place,
+                Content.styled("y copies, Esc closes", "dim"),
+            ]
+        )
+        self.query_one("#line-detail-title", Rows).show_rows([rule(title, self.app.size.width)])
+        self.query_one("#line-detail-text", Static).update(Content(parsed.message or text))

@@ -1,0 +1,266 @@
+"""The log with its title, the search below it and the detail of one line."""
+
+import asyncio
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.content import Content
+from textual.events import Key
+from textual.widgets import Input
+
+from vllm_probes.events import Level
+from vllm_tui.format import plural, printable
+from vllm_tui.logfeed import LogFeed
+from vllm_tui.situation import Situation
+from vllm_tui.widgets.line_detail import LineDetail
+from vllm_tui.widgets.log_view import LogView
+from vllm_tui.widgets.processes import split
+from vllm_tui.widgets.rows import Rows, joined, rule
+
+LEVELS: tuple[Level | None, ...] = (None, "warning", "error")
+_LEVEL_NAMES: dict[Level | None, str] = {"warning": "warnings and errors", "error": "errors only"}
+
+
+class LogPane(Vertical):
+    """Turns keys into what is shown of the log."""
+
+    def __init__(self, feed: LogFeed, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._feed = feed
+        self._situation = Situation()
+        self._latest = 0
+        self._needle = ""
+        self._names: dict[str, str] = {}
+        """Name of every process that was seen, by its pid."""
+
+    def compose(self) -> ComposeResult:
+        yield Rows(id="log-title")
+        yield LogView(id="log")
+        yield LineDetail(id="line-detail", classes="-closed")
+
+    @property
+    def view(self) -> LogView:
+        return self.query_one(LogView)
+
+    # --- what is shown --------------------------------------------------------------------------------------------
+
+    def show(self, situation: Situation) -> None:
+        """Learn what the model says of the log; a new attempt's log takes the place of the one before."""
+        self._situation = situation
+        if situation.attempt and situation.attempt.number != self._latest:
+            self._latest = situation.attempt.number
+            self._names.clear()
+            self._open(self._latest)
+        self._names |= {str(row.pid): row.process for row in split(list(situation.model.processes.values()))[0]}
+        self._feed.learn(situation.model, live=situation.connection != "recording")
+
+    def _open(self, number: int) -> None:
+        attempt = next(a for a in self._situation.model.attempts if a.number == number)
+        self._feed.process = None
+        self._feed.open(number, attempt.launch.log)
+        self._feed.learn(self._situation.model, live=self._situation.connection != "recording")
+        self._feed.refresh()
+        self.query_one(LineDetail).close()
+        if self._feed.rows:
+            self.view.show(self._feed.rows)
+            self.view.follow()
+
+    def poll(self) -> None:
+        """Look whether the log has grown."""
+        if self._feed.refresh():
+            self.view.grow()
+            self.write_title()
+
+    def write_title(self) -> None:
+        self.query_one("#log-title", Rows).show_rows([rule(self._title(), self.size.width)])
+
+    def _title(self) -> Content:
+        feed, index, rows = self._feed, self._feed.index, self._feed.rows
+        if index is None or rows is None:
+            return Content.styled("Log", "bold")
+        name = "Log" if feed.attempt == self._latest else f"Log of attempt {feed.attempt}"
+        filtered = rows is not index
+        count = (
+            f"{rows.line_count:,} of {plural(index.line_count, 'line')}"
+            if filtered
+            else plural(index.line_count, "line")
+        )
+        parts: list[Content | str] = [Content.styled(name, "bold"), count]
+        if index.error_count:
+            parts.append(Content.styled(plural(index.error_count, "error"), "bold $text-error"))
+        elif index.warning_count:
+            parts.append(plural(index.warning_count, "warning"))
+        parts += [Content.styled(text, "bold $text-warning") for text in self._filters()]
+        if feed.trouble:
+            parts.append(Content.styled(feed.trouble, "$text-error"))
+        return joined([*parts, self._place()])
+
+    def _filters(self) -> list[str]:
+        level = _LEVEL_NAMES.get(self._feed.level)
+        process = self._feed.process and printable(self._names.get(self._feed.process, self._feed.process))
+        return [text for text in (level, process) if text]
+
+    def _place(self) -> Content:
+        view = self.view
+        if view.following:
+            return Content.styled("following", "$text-success")
+        line = view.current()
+        text = f"line {line.number:,}" if line else ""
+        if view.unseen_count:
+            return Content.assemble(
+                text, " · ", (f"+{plural(view.unseen_count, 'line')}, G follows", "bold $text-accent")
+            )
+        return Content(text)
+
+    def on_resize(self) -> None:
+        self.write_title()
+
+    @on(LogView.Moved)
+    def _moved(self) -> None:
+        self.write_title()
+        self._fill_detail()
+
+    # --- the whole line -------------------------------------------------------------------------------------------
+
+    @on(LogView.LineClicked)
+    def _line_clicked(self) -> None:
+        self.query_one(LineDetail).open()
+        self._fill_detail()
+
+    def toggle_detail(self) -> None:
+        detail = self.query_one(LineDetail)
+        if detail.is_open:
+            detail.close()
+        elif self.view.current():
+            self.view.go_to(self.view.cursor)
+            detail.open()
+            self._fill_detail()
+
+    def _fill_detail(self) -> None:
+        detail = self.query_one(LineDetail)
+        if detail.is_open and (line := self.view.current()):
+            detail.show(line.number, self._feed.whole(line.number))
+
+    def copy_line(self) -> None:
+        if line := self.view.current():
+            self.app.copy_to_clipboard(self._feed.whole(line.number))
+            self.app.notify(f"Line {line.number:,} is copied.", markup=False)
+
+    # --- filters --------------------------------------------------------------------------------------------------
+
+    def cycle_level(self) -> None:
+        index = LEVELS.index(self._feed.level)
+        self._filter(LEVELS[(index + 1) % len(LEVELS)], self._feed.process)
+
+    def cycle_process(self) -> None:
+        pids: list[str | None] = [None, *self._names]
+        at = pids.index(self._feed.process) if self._feed.process in pids else 0
+        self._filter(self._feed.level, pids[(at + 1) % len(pids)])
+
+    def _filter(self, level: Level | None, process: str | None) -> None:
+        rows = self._feed.rows
+        if rows is None:
+            return
+        line = rows.line_of(self.view.cursor) if self.view.cursor < rows.line_count else 0
+        self._feed.filter(level, process)
+        self._feed.refresh()
+        if self._feed.rows:
+            self.view.show(self._feed.rows, line)
+
+    def cycle_attempt(self) -> None:
+        numbers = [attempt.number for attempt in self._situation.model.attempts]
+        if len(numbers) < 2:
+            self.app.notify("There is only one attempt.", markup=False)
+            return
+        self._open(numbers[numbers.index(self._feed.attempt) - 1])
+        self.write_title()
+
+    # --- errors and search ----------------------------------------------------------------------------------------
+
+    def go_to_alarm(self, *, backwards: bool) -> None:
+        rows, view = self._feed.rows, self.view
+        if rows is None:
+            return
+        start = rows.line_count if view.following else view.cursor
+        row = rows.next_alarm(start, backwards=backwards)
+        if row is None:
+            row = rows.next_alarm(rows.line_count if backwards else -1, backwards=backwards)
+        if row is None:
+            self.app.notify("The log has no error.", markup=False)
+            return
+        view.go_to(row, centred=True)
+
+    def open_search(self) -> None:
+        if not self.query(SearchLine):
+            self.mount(SearchLine(self._needle))
+
+    @on(Input.Submitted)
+    def _search_submitted(self, event: Input.Submitted) -> None:
+        self._needle = event.value or self._needle
+        self.view.highlight(self._needle)
+        self.close_search()
+        self.find(backwards=self.view.following, inclusive=True)
+
+    def close_search(self) -> None:
+        self.query(SearchLine).remove()
+        self.view.focus()
+
+    def find(self, *, backwards: bool, inclusive: bool = False) -> None:
+        """Go to the next match; past the last one, to the first."""
+        if not self._needle:
+            self.open_search()
+        elif self._feed.rows:
+            self._find(backwards, inclusive)
+
+    @work(exclusive=True, group="search")
+    async def _find(self, backwards: bool, inclusive: bool) -> None:
+        rows = self._feed.rows
+        assert rows is not None
+        around = rows.line_count - 1 if backwards else 0
+        start = self.view.cursor + (0 if inclusive else -1 if backwards else 1)
+        for begin in (start, around):
+            row = await self._search(begin, backwards)
+            if row is not None:
+                self.view.go_to(row, centred=True)
+                return
+        self.app.notify(f"“{self._needle}” is not in the log.", markup=False)
+
+    async def _search(self, start: int, backwards: bool) -> int | None:
+        """Search from a row to the end, letting the screen breathe in between."""
+        rows = self._feed.rows
+        resume: int | None = start
+        while rows is self._feed.rows and rows is not None and resume is not None:
+            found = rows.find(self._needle, resume, backwards=backwards)
+            if found.row is not None:
+                return found.row
+            resume = found.resume
+            await asyncio.sleep(0)
+        return None
+
+    def on_key(self, event: Key) -> None:
+        if event.key == "escape":
+            self.query_one(LineDetail).close()
+            if self._needle and not self.query(SearchLine):
+                self._needle = ""
+                self.view.highlight("")
+
+
+class SearchLine(Input):
+    """Where the text to look for is typed; Esc closes it."""
+
+    BINDINGS = [("escape", "close", "close")]
+
+    def __init__(self, needle: str) -> None:
+        super().__init__(
+            value=needle, placeholder="search the log, whatever the case; Enter finds, Esc closes", id="search"
+        )
+        self.cursor_blink = False
+
+    def on_mount(self) -> None:
+        self.focus()
+
+    def action_close(self) -> None:
+        pane = self.parent
+        assert isinstance(pane, LogPane)
+        pane.close_search()

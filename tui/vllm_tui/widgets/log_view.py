@@ -1,0 +1,197 @@
+"""The log: rows of an index, rendered one by one as they come into view, with a cursor, or following the end."""
+
+from textual.binding import Binding
+from textual.content import Content
+from textual.events import Click, MouseScrollDown, MouseScrollUp
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.visual import Visual
+from textual.widget import Widget
+
+from vllm_probes.logrows import LogLine, LogRows
+from vllm_tui.widgets.log_style import styled_line
+
+SIDE_STEP = 20
+WHEEL_STEP = 3
+
+
+class LogView(Widget, can_focus=True):
+    """A window on `LogRows`. While it follows, it moves on by a few rows at once: one row at a time would paint the
+    whole window for every line, which is what a slow connection feels most."""
+
+    DEFAULT_CSS = """
+    LogView { height: 1fr; min-height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
+    BINDINGS = [
+        Binding("up,k", "move(-1)", "line up", show=False),
+        Binding("down,j", "move(1)", "line down", show=False),
+        Binding("pageup", "page(-1)", "page up", show=False),
+        Binding("pagedown", "page(1)", "page down", show=False),
+        Binding("left", "shift(-1)", "left", show=False),
+        Binding("right", "shift(1)", "right", show=False),
+    ]
+
+    class Moved(Message):
+        """The cursor or the window has moved, or following began or ended."""
+
+        can_bubble = True
+
+    class LineClicked(Message):
+        """A line was clicked; the cursor is on it."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._rows: LogRows | None = None
+        self._count = 0
+        self._top = 0
+        self._left = 0
+        self._needle = ""
+        self.cursor = 0
+        self.following = True
+        self.unseen_from = 0
+        """Rows that there were when following ended."""
+
+    # --- what is shown --------------------------------------------------------------------------------------------
+
+    def show(self, rows: LogRows, line: int | None = None) -> None:
+        """Show other rows; the cursor goes to where `line` (from 0) is, or would be, unless it follows."""
+        self._rows, self._count = rows, rows.line_count
+        if not self.following and line is not None:
+            self.cursor = rows.row_from(line)
+        self.unseen_from = min(self.unseen_from, self._count)
+        self._settle()
+
+    def grow(self) -> None:
+        """The rows may have become more (or other ones, after a truncation)."""
+        if self._rows is None:
+            return
+        before, self._count = self._count, self._rows.line_count
+        if self._count < before:
+            self._settle()
+        elif self.following and self._count > self._top + self.size.height:
+            grown = self._count - before
+            slack = max(0, self.size.height // 6 - grown)
+            self._top = max(0, self._count - self.size.height + slack)
+            self.refresh()
+        else:  # the last row may have been unfinished
+            self._refresh_rows(before - 1, self._count)
+        if self.following:
+            self.cursor = max(0, self._count - 1)
+
+    def highlight(self, needle: str) -> None:
+        """Make every occurrence of `needle` stand out."""
+        self._needle = needle
+        self.refresh()
+
+    @property
+    def unseen_count(self) -> int:
+        """Rows that came since the view stopped to follow."""
+        return 0 if self.following else max(0, self._count - self.unseen_from)
+
+    def current(self) -> LogLine | None:
+        """The line under the cursor."""
+        lines = self._rows.read(self.cursor, 1) if self._rows and self._count else []
+        return lines[0] if lines else None
+
+    # --- moving ---------------------------------------------------------------------------------------------------
+
+    def go_to(self, row: int, *, centred: bool = False) -> None:
+        """Put the cursor on a row and the row into the window, with what surrounds it where it was not in it."""
+        if self.following:
+            self.unseen_from = self._count
+        self.following = False
+        self.cursor = row
+        if centred and not self._top <= row < self._top + self.size.height:
+            self._top = row - self.size.height // 2
+        self._settle()
+
+    def follow(self) -> None:
+        """Show the end and stay there."""
+        self.following = True
+        self._settle()
+
+    def action_move(self, step: int) -> None:
+        if self.following and step > 0:
+            return
+        if not self.following and self.cursor + step >= self._count:
+            self.follow()
+        else:
+            self.go_to(self.cursor + step)
+
+    def action_page(self, direction: int) -> None:
+        step = max(1, self.size.height - 1) * direction
+        self._top += step
+        self.action_move(step)
+
+    def action_shift(self, direction: int) -> None:
+        self._left = max(0, self._left + direction * SIDE_STEP)
+        self.refresh()
+        self.post_message(self.Moved())
+
+    def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
+        event.stop()
+        self._scroll_window(-WHEEL_STEP)
+
+    def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
+        event.stop()
+        if not self.following:
+            self._scroll_window(WHEEL_STEP)
+
+    def _scroll_window(self, step: int) -> None:
+        """Move the window; the cursor stays inside it."""
+        last_top = max(0, self._count - self.size.height)
+        if step > 0 and self._top + step >= last_top:
+            self.follow()
+            return
+        self._top = max(0, min(self._top, last_top) + step)
+        self.go_to(max(self._top, min(self.cursor, self._top + self.size.height - 1)))
+
+    def on_click(self, event: Click) -> None:
+        row = self._top + event.y
+        if row < self._count:
+            self.go_to(row)
+            self.post_message(self.LineClicked())
+
+    def on_resize(self) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Bring cursor and window into the rows that there are, and draw."""
+        height = max(1, self.size.height)
+        last = max(0, self._count - 1)
+        if self.following:
+            self.cursor, self._top = last, max(0, self._count - height)
+        else:
+            self.cursor = max(0, min(self.cursor, last))
+            lowest = max(0, self._count - height)
+            self._top = max(0, self.cursor - height + 1, min(self._top, self.cursor, lowest))
+        self.refresh()
+        self.post_message(self.Moved())
+
+    # --- drawing --------------------------------------------------------------------------------------------------
+
+    def _refresh_rows(self, first: int, end: int) -> None:
+        top, bottom = max(first - self._top, 0), min(end - self._top, self.size.height)
+        if bottom > top:
+            self.refresh(Region(0, top, self.size.width, bottom - top))
+
+    def render_line(self, y: int) -> Strip:
+        width, row = self.size.width, self._top + y
+        lines = self._rows.read(row, 1) if self._rows and row < self._count else []
+        if not lines:
+            return Strip.blank(width, self.rich_style)
+        selected = row == self.cursor and not self.following
+        content = self._row_content(lines[0], selected, width)
+        style = (
+            self.visual_style + self.get_visual_style("log--cursor", partial=True) if selected else self.visual_style
+        )
+        strips = Visual.to_strips(self, content, width, 1, style, pad=True)
+        return strips[0] if strips else Strip.blank(width, self.rich_style)
+
+    def _row_content(self, line: LogLine, selected: bool, width: int) -> Content:
+        text = styled_line(line, self._needle)
+        shown = text[self._left : self._left + width + 1] if self._left else text[: width + 1]
+        return Content.assemble("▌" if selected else " ", shown)
+
+    COMPONENT_CLASSES = {"log--cursor"}

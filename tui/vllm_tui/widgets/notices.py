@@ -1,0 +1,145 @@
+"""Lines below the header that are there only when something is wrong: leftovers, the cause of a crash, a full disk."""
+
+from collections.abc import Iterator
+
+from textual.content import Content
+
+from vllm_probes.events import Exited, Finding
+from vllm_probes.model import AttemptModel
+from vllm_tui.format import duration, ending, plural, printable, size
+from vllm_tui.situation import Situation
+from vllm_tui.widgets.rows import Panel
+
+FEW_FREE_BYTES = 1 << 30
+MAX_ROWS = 8
+_LOOKS = {
+    "error": ("✖", "$text-error"),
+    "warning": ("▲", "$text-warning"),
+    "info": ("•", "$text-accent"),
+}
+
+
+class Notices(Panel):
+    """Every notice, wrapped to the width, the gravest first."""
+
+    def rows(self, width: int) -> list[Content]:
+        rows = [row for severity, text in notices(self._situation) for row in notice_rows(severity, text, width)]
+        return rows[:MAX_ROWS]
+
+
+def notice_rows(severity: str, text: str, width: int) -> list[Content]:
+    """One notice: its symbol, then the text wrapped beside it."""
+    symbol, style = _LOOKS[severity]
+    lines = Content.styled(printable(text), style).wrap(max(10, width - 4)) if width else [Content("")]
+    return [
+        Content.assemble((f" {symbol} " if index == 0 else "   ", f"bold {style}"), line)
+        for index, line in enumerate(lines)
+    ]
+
+
+def notices(situation: Situation) -> Iterator[tuple[str, str]]:
+    """(severity, sentence) of everything that the user should know now."""
+    if situation.connection == "lost":
+        yield "error", "The keeper of this session is gone; vLLM itself runs on. Looking for a new keeper…"
+    if attempt := situation.attempt:
+        yield from ending_notices(attempt)
+        yield from lever_notices(attempt)
+    yield from disk_notices(situation)
+    yield from trouble_notices(situation)
+    if count := situation.model.unknown_line_count:
+        yield "info", f"{plural(count, 'line')} of the recording could not be read by this version."
+
+
+def ending_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
+    """How the command ended, why, and what it left behind."""
+    if attempt.leftovers:
+        yield "error", leftover_sentence(attempt)
+    elif attempt.ended and (attempt.state == "crashed" or attempt.ended.error):
+        yield "error", ending_sentence(attempt)
+    elif attempt.ended:
+        yield "info", ending_sentence(attempt)
+    elif attempt.state == "crashed":
+        yield "error", f"vLLM has crashed, its command still runs. {attempt.state_reason or ''}"
+    if attempt.exited:
+        yield from cause_notices(attempt.exited)
+    if attempt.tree_ended and attempt.tree_ended.survivors:
+        names = ", ".join(f"{ref.process} ({ref.pid}, {ref.state})" for ref in attempt.tree_ended.survivors)
+        yield "error", f"Not even SIGKILL ended {names}; a process in state D waits for its driver or disk."
+    if attempt.tree_ended and attempt.tree_ended.left_shm:
+        yield "info", f"Left in /dev/shm: {' '.join(attempt.tree_ended.left_shm)}"
+
+
+def leftover_sentence(attempt: AttemptModel) -> str:
+    """`APIServer was killed (SIGKILL); 3 of its processes still run: …`."""
+    assert attempt.ended is not None
+    how = ending(attempt.ended.code, attempt.ended.signal)
+    count = len(attempt.leftovers)
+    names = ", ".join(f"{ref.process} ({ref.pid})" for ref in attempt.leftovers[:4]) + (" …" if count > 4 else "")
+    runs, them = ("process still runs", "it") if count == 1 else ("processes still run", "them")
+    return (
+        f"{command_name(attempt)} {how}; {count} of its {runs}: {names}. x ends {them}, R ends {them} and starts again."
+    )
+
+
+def ending_sentence(attempt: AttemptModel) -> str:
+    """`APIServer ended with code 1 after 12 s. R starts it again.`."""
+    assert attempt.ended is not None
+    if attempt.ended.error:
+        return f"The command did not start: {attempt.ended.error}"
+    how = ending(attempt.ended.code, attempt.ended.signal)
+    after = duration(attempt.ended.mono - attempt.started_mono)
+    return f"{command_name(attempt)} {how} after {after}. R starts it again, q leaves."
+
+
+def command_name(attempt: AttemptModel) -> str:
+    """The command's process by the name that the process table gave it."""
+    argv = attempt.launch.command
+    if attempt.launch.expects_vllm and ("serve" in argv or any("api_server" in word for word in argv)):
+        return "APIServer"
+    return argv[0].rsplit("/", 1)[-1] if argv else "The command"
+
+
+def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:
+    """The root cause of the post-mortem, with what to do about it."""
+    causes = [finding for finding in exited.findings if finding.severity in ("error", "fatal")]
+    if causes:
+        yield "error", finding_sentence(causes[0])
+
+
+def finding_sentence(finding: Finding) -> str:
+    """`Line 97: OSError: … — the port is taken. Fix: …`."""
+    fix = f" Fix: {finding.fix}" if finding.fix else ""
+    return f"Line {finding.line_number:,}: {finding.line.strip()} — {finding.why}{fix}"
+
+
+def lever_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
+    """Levers that the launch lost on its way."""
+    for checked in attempt.arrived.values():
+        if not checked.arrived:
+            yield "warning", f"{checked.lever} did not reach vLLM ({checked.where})."
+
+
+def disk_notices(situation: Situation) -> Iterator[tuple[str, str]]:
+    """A log that fills its disk; a full disk kills vLLM at start and swallows every later line."""
+    disk = situation.model.disk
+    if disk is None:
+        return
+    if disk.full_in_s is not None:
+        room = f"{size(disk.free_bytes)} free"
+        yield "warning", f"The disk of the log is full in {duration(disk.full_in_s)} at this rate ({room})."
+    elif disk.free_bytes < FEW_FREE_BYTES:
+        yield "warning", f"The disk of the log has only {size(disk.free_bytes)} left; a full one stops vLLM's log."
+    if disk.hole_bytes:
+        yield "info", f"{size(disk.hole_bytes)} were cut out of the middle of the log to bound it."
+
+
+def trouble_notices(situation: Situation) -> Iterator[tuple[str, str]]:
+    """The latest trouble of our own; the others are behind a key."""
+    troubles = [
+        trouble
+        for trouble in situation.model.troubles
+        if trouble.severity != "info" and trouble.attempt in (0, situation.attempt.number if situation.attempt else 0)
+    ]
+    if troubles:
+        more = f" (D shows {len(troubles) - 1} more)" if len(troubles) > 1 else ""
+        yield troubles[-1].severity, f"{troubles[-1].what}: {troubles[-1].hint}{more}"

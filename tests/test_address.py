@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from vllm_probes.events import ProcessRef
 from vllm_probes.keeper import child
 from vllm_probes.keeper.child import StopResult, StopWaits
@@ -44,7 +45,10 @@ class Attempt:
 
     async def stop(self, *, kill: bool = False, waits: StopWaits = SHORT) -> StopResult:
         return await child.stop_tree(
-            self.shim.pid, kill=kill, waits=waits, on_signal=lambda name, refs: self.signals.append((name, refs))
+            self.shim.pid,
+            kill=lambda: kill,
+            waits=waits,
+            on_signal=lambda name, refs: self.signals.append((name, refs)),
         )
 
     def signals_of(self, pid: int) -> list[str]:
@@ -57,6 +61,10 @@ async def until(condition: Callable[[], object]) -> None:
             return
         await asyncio.sleep(0.01)
     pytest.fail("it did not happen within 10 s")
+
+
+def kernel_name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 @pytest.fixture
@@ -149,6 +157,26 @@ async def test_a_stopped_process_is_killed_and_never_continued(attempts: Callabl
     assert "trapped" not in attempt.lines
     states = {ref.state for _, refs in attempt.signals for ref in refs if ref.pid == attempt.command}
     assert states == {"T"}
+
+
+async def test_a_process_in_state_d_is_named_without_waiting_for_it(attempts: Callable[..., Attempt]) -> None:
+    """The parent of a vfork is in state D until its child runs something else."""
+    vfork = "print('ready', flush=True)\nimport ctypes, time\nif ctypes.PyDLL(None).vfork() == 0: time.sleep(60)"
+    attempt = attempts(sys.executable, "-c", STUBBORN + vfork)
+    await attempt.ready()
+    await until(lambda: tree.state_letter(attempt.command) == "D")
+    short_name = kernel_name(attempt.command)
+    assert await attempt.stop() == StopResult([], [])
+    refs = {(ref.process, ref.state) for _, refs in attempt.signals for ref in refs if ref.pid == attempt.command}
+    assert refs == {(short_name, "D")}
+
+
+async def test_what_outlives_every_signal_is_named(attempts: Callable[..., Attempt]) -> None:
+    """No time at all stands for a process that cannot be killed."""
+    attempt = attempts(sys.executable, "-c", STUBBORN + WAIT)
+    await attempt.ready()
+    result = await attempt.stop(waits=StopWaits(0, 0, 0, 0))
+    assert [(ref.pid, ref.state) for ref in result.survivors] == [(attempt.command, "S")]
 
 
 async def test_a_child_that_forks_while_it_is_stopped(attempts: Callable[..., Attempt]) -> None:

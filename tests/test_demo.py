@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+
+from tests.conftest import Spawn, WaitFor
 from vllm_probes.demo import MODEL, demo_command
 from vllm_probes.demo.log_format import capture_bar, shards_bar
 from vllm_probes.demo.options import parse
@@ -18,8 +20,6 @@ from vllm_probes.demo.vllm.v1.executor.multiproc_executor import draw_rank
 from vllm_probes.demo.vllm.v1.metrics.exposition import Histogram, Metric, exposition
 from vllm_probes.judges.commandline import script, server_arguments
 from vllm_probes.judges.metrics import parse_metrics
-
-from tests.conftest import Spawn, WaitFor
 
 PY_SPY = Path(sys.executable).with_name("py-spy")
 PACE = "20"

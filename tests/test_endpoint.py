@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+
 from vllm_probes.events import Stamp
 from vllm_probes.judges.address import Address
 from vllm_probes.sensors import endpoint

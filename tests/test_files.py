@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from vllm_probes.sensors import files
-from vllm_probes.sensors.files import FolderWatch
 
 from tests.conftest import WaitFor
+from vllm_probes.sensors import files
+from vllm_probes.sensors.files import FolderWatch
 
 Reports = list[tuple[str, int]]
 

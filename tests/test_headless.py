@@ -13,6 +13,14 @@ import pytest
 
 Line = dict[str, Any]
 
+STUBBORN = """
+import signal, time
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(100)
+"""
+
 
 class Run:
     """One `vllm-tui` as a child, its lines read as they come."""
@@ -141,8 +149,7 @@ def test_a_signal_stops_the_tree(start: Any, number: signal.Signals) -> None:
 
 
 def test_a_second_signal_kills(start: Any) -> None:
-    stubborn = "import signal,time\nfor n in (2, 15): signal.signal(n, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(100)"
-    run = start("--headless", "--", sys.executable, "-c", stubborn)
+    run = start("--headless", "--", sys.executable, "-c", STUBBORN)
     run.until("log_sampled")
     run.process.send_signal(signal.SIGINT)
     run.until("signal_sent", signal="SIGINT")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vllm_probes.logindex import LINE_LIMIT_BYTES, LogIndex
 from vllm_probes.logline import clean
 from vllm_probes.logrows import FilteredRows, LogRows
@@ -183,7 +184,7 @@ def test_a_bar_that_overwrote_itself_for_hours_shows_where_it_is_now(index: LogI
 ALARMS = [
     ERROR,
     "CRITICAL 06-10 21:32:17 engine.py:88] old form",
-    "\x1b[0;36m(EngineCore pid=1)\x1b[0;0m \x1b[31mERROR\x1b[0m \x1b[90m11-21 09:15:08\x1b[0m \x1b[90m[t.py:12]\x1b[0m x",
+    "\x1b[0;36m(A pid=1)\x1b[0;0m \x1b[31mERROR\x1b[0m \x1b[90m11-21 09:15:08\x1b[0m \x1b[90m[t.py:12]\x1b[0m x",
     "(APIServer pid=716) (EngineCore_DP0 pid=1101) ERROR 01-29 10:27:47 [core.py:710] nested",
     "ERROR:    Exception in ASGI application",
     "[rank0]:[E321 02:07:08.408271257 ProcessGroupNCCL.cpp:607] [Rank 0] Watchdog caught collective operation timeout",

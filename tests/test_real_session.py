@@ -37,7 +37,7 @@ def vllm_processes(tmp_path: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
-        if words[0].startswith("VLLM::") or "serve" in words:
+        if words[0].startswith("VLLM::") or ("serve" in words and "vllm_tui" not in words):
             try:
                 if process.environ().get("XDG_STATE_HOME", "").startswith(str(tmp_path)):
                     found.append(process)
@@ -146,7 +146,7 @@ def test_the_kill_matrix(
 
     terminal.type("e")
     terminal.wait("--enforce-eager")
-    terminal.type("y")
+    terminal.type("\r")
     terminal.wait(lambda text: "attempt 2" in text and "IDLE" in text, READY_S)
     arrived = recorded(folder, "lever_checked")[-1]
     assert (arrived["lever"], arrived["arrived"], arrived["attempt"]) == ("eager", True, 2)
@@ -181,6 +181,6 @@ def test_the_api_server_killed_alone(
 
 def stop(terminal: Terminal) -> None:
     terminal.type("x")
-    terminal.wait(lambda text: "stop" in text.lower())
-    terminal.type("y")
+    terminal.wait("Stop vLLM?")
+    terminal.type("\r")
     terminal.wait("EXITED")

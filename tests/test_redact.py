@@ -6,6 +6,7 @@ import shlex
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_probes.launch.redact import REMOVED, is_secret_name, redact_argv, redact_env, redact_text
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=20, max_size=40)

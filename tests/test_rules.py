@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_probes.judges.literals import fixed_texts
 from vllm_probes.judges.rules import Rule, RuleError, RuleSet, load_rules
 from vllm_probes.logline import clean, parse_line
@@ -34,8 +35,11 @@ def test_every_rule_tells_what_it_is_not() -> None:
     assert [rule.id for rule in RULES.by_id.values() if not rule.not_samples] == []
 
 
-PHASES = """banner args config engine_spawn dist_init model_init download weights weights_done compile compile_done profile
-kv_cache warmup cudagraph cudagraph_done engine_ready api_start server_url serving shutdown generation sleep wake""".split()
+PHASES = (
+    *("banner", "args", "config", "engine_spawn", "dist_init", "model_init", "download", "weights", "weights_done"),
+    *("compile", "compile_done", "profile", "kv_cache", "warmup", "cudagraph", "cudagraph_done", "engine_ready"),
+    *("api_start", "server_url", "serving", "shutdown", "generation", "sleep", "wake"),
+)
 
 
 def test_every_phase_has_a_rule() -> None:

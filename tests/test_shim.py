@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vllm_probes.launch import shim as shim_module
 from vllm_probes.sensors import tree
 

@@ -5,6 +5,7 @@ import shlex
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_probes.launch import spec
 
 SERVE = "vllm serve m -tp 2"

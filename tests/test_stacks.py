@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import Spawn, WaitFor
 from vllm_probes.events import ProcessRef, StackFile
 from vllm_probes.sensors import stacks
 from vllm_probes.sensors.stacks import capture, explain, find_py_spy
-
-from tests.conftest import Spawn, WaitFor
 
 WAITS = """
 import threading
@@ -25,7 +25,6 @@ worker_busy_loop()
 """
 
 TARGET = ProcessRef(pid=7, process="Worker_TP1")
-
 
 Waiting = Callable[[], subprocess.Popen[bytes]]
 
@@ -49,7 +48,7 @@ def waiting(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> Waiting:
     def is_there(pid: int) -> bool:
         [found] = captured([ref(pid)], tmp_path)
         threads = functions(tmp_path / found.file) if found.file else []
-        return [("wait" in thread, "wait_for_work" in thread) for thread in threads] == [(True, True)] * 2
+        return ["wait_for_work" in thread for thread in threads] == [True, True]
 
     def start() -> subprocess.Popen[bytes]:
         child = spawned([sys.executable, "-c", WAITS])

@@ -1,5 +1,6 @@
 """From observations to states: tables of real sequences, and properties."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -84,7 +85,8 @@ def ready() -> Story:
 
 def test_a_start_goes_through_its_states() -> None:
     story = Story().phases("banner", "config", "engine_spawn", "dist_init", "model_init", "weights", "weights_done")
-    story.phases("compile", "compile_done", "kv_cache", "cudagraph", "engine_ready", "api_start", "serving").server()
+    story.phases("compile", "compile_done", "kv_cache", "cudagraph", "engine_ready", "api_start", "serving")
+    story.server()
     assert story.states() == ["starting", "loading", "compiling", "warming_up", "idle"]
     phases = [event.phase for event in story.told() if isinstance(event, PhaseChanged)]
     assert phases[0] == "banner"
@@ -141,9 +143,12 @@ def test_what_is_no_vllm_runs() -> None:
 @pytest.mark.parametrize("sign", ["banner", "process", "server"])
 def test_vllm_is_recognised_by_any_sign(sign: str) -> None:
     story = Story(expects_vllm=False)
-    {"banner": lambda: story.log("banner"), "process": lambda: story.processes("Worker_TP0"), "server": story.server}[
-        sign
-    ]()
+    signs = {
+        "banner": lambda: story.log("banner"),
+        "process": lambda: story.processes("Worker_TP0"),
+        "server": story.server,
+    }
+    signs[sign]()
     assert story.states()[:2] == ["running", "starting"]
 
 
@@ -154,7 +159,8 @@ def test_a_script_serves_while_its_bar_moves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "signal", "state"), [(0, None, "exited"), (1, None, "crashed"), (None, 9, "crashed"), (None, 15, "crashed")]
+    ("code", "signal", "state"),
+    [(0, None, "exited"), (1, None, "crashed"), (None, 9, "crashed"), (None, 15, "crashed")],
 )
 def test_an_end_that_nobody_asked_for(code: int | None, signal: int | None, state: str) -> None:
     story = ready().end(code, signal)
@@ -239,7 +245,7 @@ def test_whatever_comes_states_are_told_once_and_an_end_is_final(vllm: bool, ste
         else:
             story.add(StopRequested, by="key")
     states = story.states()
-    assert all(before != after for before, after in zip(states, states[1:], strict=False))
+    assert all(before != after for before, after in pairwise(states))
     assert not ENDED_STATES & set(states[:-1])
     assert story.told() == story.told()
 

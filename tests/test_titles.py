@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vllm_probes.judges.commandline import script, server_arguments, shell_code
 from vllm_probes.judges.titles import Identity, grid_ranks, identify
 

@@ -1,9 +1,14 @@
 """A source for the app that plays a script of events and remembers what it was asked to do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import html
+import re
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from textual.pilot import Pilot
 
 from vllm_probes.commands import Command
 from vllm_probes.events import (
@@ -26,6 +31,7 @@ from vllm_probes.events import (
     TreeEnded,
 )
 from vllm_probes.model import SessionModel, snapshot
+from vllm_tui.app import VllmTui
 
 NODE = "gpu-7"
 START_TIME = 1_763_700_000.0
@@ -138,8 +144,8 @@ class Script:
 
     def endpoint(self, at: float = 1, tokens: float = 0, running: float = 12, waiting: float = 3) -> EndpointSampled:
         engine = EngineSample(
-            running=running, waiting=waiting, kv_usage=0.71, generation_tokens=tokens, prefix_queries=100, prefix_hits=38,
-            ttft_count=tokens / 100, ttft_sum_s=tokens / 100 * 0.21, tpot_count=tokens, tpot_sum_s=tokens * 0.023,
+            running=running, waiting=waiting, kv_usage=0.71, generation_tokens=tokens,
+            prefix_queries=100, prefix_hits=38, ttft_count=tokens / 100, ttft_sum_s=tokens / 100 * 0.21, tpot_count=tokens, tpot_sum_s=tokens * 0.023,
         )  # fmt: skip
         return EndpointSampled(
             **self.stamp(at),
@@ -168,3 +174,45 @@ class Script:
 
 def row(pid: int, process: str, **more: Any) -> ProcessRow:
     return ProcessRow(pid=pid, parent_pid=1, started=START_TIME, process=process, **more)
+
+
+# --- driving the app ------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def running(
+    source: ScriptedSource, folder: Path, *, size: tuple[int, int] = (120, 36), now: float = 60.0
+) -> AsyncIterator[tuple[VllmTui, Pilot[Any]]]:
+    """The app on a screen of `size`, `now` seconds after the first launch."""
+    app = VllmTui(source, folder=folder, clock=lambda: START_MONO + now)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        yield app, pilot
+
+
+async def until(pilot: Pilot[Any], condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+    """Let the app work until something is true."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():
+            await pilot.pause(0.02)
+
+
+async def shows(app: VllmTui, pilot: Pilot[Any], *texts: str) -> None:
+    """Wait until all these texts stand on the screen; say what stands there instead."""
+    try:
+        await until(pilot, lambda: all(text in screen_text(app) for text in texts))
+    except TimeoutError:
+        missing = [text for text in texts if text not in screen_text(app)]
+        raise AssertionError(f"not on the screen: {missing}\n{screen_text(app)}") from None
+
+
+_TEXT = re.compile(r'<text class="terminal[^"]*" x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>')
+_CELL_WIDTH = 12.2
+
+
+def screen_text(app: VllmTui) -> str:
+    """What stands on the screen, row by row."""
+    rows: dict[float, str] = {}
+    for x, y, text in _TEXT.findall(app.export_screenshot()):
+        column = round(float(x) / _CELL_WIDTH)
+        rows[float(y)] = rows.get(float(y), "").ljust(column) + html.unescape(text).replace("\xa0", " ").rstrip("\n")
+    return "\n".join(rows[y].rstrip() for y in sorted(rows))

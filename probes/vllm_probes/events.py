@@ -238,7 +238,8 @@ class LogRecorded(Observation, frozen=True, kw_only=True):
     """Without prefix, cut at 500 characters, secrets removed."""
     exception_line_number: int | None = None
     """For a traceback: the line that names the exception."""
-    exception_line: str | None = None
+    line: str | None = None
+    """Of errors and tracebacks the deciding line as the log has it, cut at 4,000 characters, secrets removed."""
 
 
 class ProcessesSampled(Observation, frozen=True, kw_only=True):

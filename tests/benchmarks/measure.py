@@ -38,7 +38,7 @@ def sessions(environment: dict[str, str]) -> list[Path]:
 
 
 class Ours:
-    """Every process of the program itself: the view, the keeper, the shim, and what they start (py-spy), not the run."""
+    """The view, the keeper, the shim, and what they start (py-spy): every process of ours, none of the run."""
 
     def __init__(self, view_pid: int, folder: Path) -> None:
         self._view_pid, self._folder = view_pid, folder

@@ -24,7 +24,7 @@ from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import ReplayControls, Source
 
 TICK_S = 0.1
-TICKS_PER_PAINT = 3
+TICKS_BETWEEN_PAINTS = 3
 RECONNECT_PAUSE_S = 1.0
 RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
 
@@ -49,7 +49,7 @@ class VllmTui(App[AppResult]):
 
     def __init__(self, source: Source, *, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._source = source
+        self.source = source
         self._folder = folder
         self._clock = clock
         self._feed = LogFeed(folder)
@@ -58,7 +58,7 @@ class VllmTui(App[AppResult]):
         self._replay_over = False
         self._dirty = True
         self._shown_second = -1
-        self._tick_count = 0
+        self._ticks_since_paint = 0
         self._blocked_levers: dict[str, str] = {}
         self._leaving: Leaving | None = None
 
@@ -80,9 +80,9 @@ class VllmTui(App[AppResult]):
     async def _pump(self) -> None:
         """Take events in for as long as there are any; look for another keeper where a live one is lost."""
         while True:
-            async for batch in self._source.batches():
+            async for batch in self.source.batches():
                 self._take(batch)
-            if not self._source.live:
+            if not self.source.live:
                 self._replay_over = True
                 self._paint()
                 return
@@ -91,7 +91,7 @@ class VllmTui(App[AppResult]):
             if self._connection == "live":
                 self._connection = "lost"
             self._paint()
-            if not await self._source.reconnect():
+            if not await self.source.reconnect():
                 await asyncio.sleep(RECONNECT_PAUSE_S)
 
     def _take(self, batch: Iterable[Event]) -> None:
@@ -103,11 +103,11 @@ class VllmTui(App[AppResult]):
                 self._model.apply(event)
             if isinstance(event, ModelRestored | AttemptStarted):
                 self._blocked_levers = questions.blocked_levers(self._model)
-        if isinstance(self._source, ReplayControls):
-            self._model.unknown_line_count = self._source.unknown_line_count
-        self._connection = "live" if self._source.live else "recording"
+        if isinstance(self.source, ReplayControls):
+            self._model.unknown_line_count = self.source.unknown_line_count
+        self._connection = "live" if self.source.live else "recording"
         self._dirty = True
-        if first:
+        if first or self._ticks_since_paint >= TICKS_BETWEEN_PAINTS:
             self._paint()
         if self._leaving and not self.situation.alive:
             self._leave(self._leaving)
@@ -116,13 +116,13 @@ class VllmTui(App[AppResult]):
     def situation(self) -> Situation:
         """What is known at this moment."""
         pace = None
-        if isinstance(self._source, ReplayControls):
-            pace = Pace(self._source.paused, self._source.speed, self._replay_over)
+        if isinstance(self.source, ReplayControls):
+            pace = Pace(self.source.paused, self.source.speed, self._replay_over)
         return Situation(
             model=self._model,
-            now=self._clock() if self._source.live else self._model.mono,
+            now=self._clock() if self.source.live else self._model.mono,
             connection=self._connection,
-            readonly=self._source.readonly,
+            readonly=self.source.readonly,
             pace=pace,
             blocked_levers=self._blocked_levers,
         )
@@ -134,17 +134,18 @@ class VllmTui(App[AppResult]):
         main = self.main_screen
         if main is self.screen:
             main.poll_log()
-        self._tick_count += 1
-        if self._tick_count % TICKS_PER_PAINT:
-            return
-        situation = self.situation
-        second = int(situation.now) if situation.command_runs else -1
-        if self._dirty or second != self._shown_second:
-            self._shown_second = second
+        self._ticks_since_paint += 1
+        if self._ticks_since_paint >= TICKS_BETWEEN_PAINTS and (self._dirty or self._second != self._shown_second):
             self._paint()
 
+    @property
+    def _second(self) -> int:
+        """The part of the clock that the screen shows."""
+        situation = self.situation
+        return int(situation.up_s or 0) if situation.command_runs else -1
+
     def _paint(self) -> None:
-        self._dirty = False
+        self._dirty, self._ticks_since_paint, self._shown_second = False, 0, self._second
         situation = self.situation
         with self.batch_update():
             self.main_screen.show(situation)
@@ -183,7 +184,7 @@ class VllmTui(App[AppResult]):
 
     @work(group="commands")
     async def _send(self, command: Command, done: str = "") -> None:
-        answer = await self._source.send(command)
+        answer = await self.source.send(command)
         if not answer.ok:
             self.notify(answer.message or "The keeper refused.", severity="error", markup=False)
         elif done:
@@ -271,16 +272,16 @@ class VllmTui(App[AppResult]):
     # --- recordings -----------------------------------------------------------------------------------------------
 
     def action_replay_pause(self) -> None:
-        if isinstance(self._source, ReplayControls):
-            self._source.toggle_pause()
+        if isinstance(self.source, ReplayControls):
+            self.source.toggle_pause()
             self._dirty = True
 
     def action_replay_step(self) -> None:
-        if isinstance(self._source, ReplayControls):
-            self._source.step()
+        if isinstance(self.source, ReplayControls):
+            self.source.step()
             self._dirty = True
 
     def action_replay_speed(self, factor: float) -> None:
-        if isinstance(self._source, ReplayControls):
-            self._source.change_speed(factor)
+        if isinstance(self.source, ReplayControls):
+            self.source.change_speed(factor)
             self._dirty = True

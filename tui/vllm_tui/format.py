@@ -29,7 +29,7 @@ STATE_LOOKS: dict[State, tuple[str, str]] = {
 _PROCESS_STATES = {
     "R": "runs",
     "S": "sleeps",
-    "D": "disk wait",
+    "D": "waits I/O",
     "T": "stopped",
     "t": "traced",
     "Z": "zombie",

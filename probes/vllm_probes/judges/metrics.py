@@ -24,8 +24,7 @@ _SERIES: dict[str, tuple[str, ...]] = {
     "tpot_count": ("inter_token_latency_seconds_count", "time_per_output_token_seconds_count"),
     "tpot_sum_s": ("inter_token_latency_seconds_sum", "time_per_output_token_seconds_sum"),
 }
-"""Field of EngineSample -> names without `vllm:`, the present one (v1/metrics/loggers.py of 0.32) first. All of them have
-labels."""
+"""Field of EngineSample -> names without `vllm:`, that of 0.32 first (v1/metrics/loggers.py). All have labels."""
 
 _SLEEP_STATE = "engine_sleep_state"
 _WANTED = frozenset(f"vllm:{name}" for name in (_SLEEP_STATE, *(name for names in _SERIES.values() for name in names)))

@@ -87,10 +87,13 @@ class RecordAssembler:
         """Take one cleaned line; give the records that it ends, and its own where nothing can follow."""
         parsed = parse_line(text)
         writer = _writer(parsed)
-        if (draft := self._drafts.get(writer)) and draft.takes(parsed):
-            draft.add(number, text, parsed)
-            return []
-        ended = self._pop([key for key, draft in self._drafts.items() if draft.ends(number, key == writer)])
+        ended = self._pop([key for key, draft in self._drafts.items() if key != writer and draft.is_over(number)])
+        if before := self._drafts.get(writer):
+            if before.takes(parsed):
+                before.add(number, text, parsed)
+                return ended
+            if before.gives_way(number):
+                ended += self._pop([writer])
         if parsed.shape in _BARE and not parsed.message.strip():
             return ended
         draft = _Draft(number, text, parsed)
@@ -157,13 +160,17 @@ class _Draft:
             return True
         if self._state == "gap":
             return not text.strip()
-        return self._span < SPAN_LINES and not text.endswith(TRACEBACK) and not _NEXT_WRITER.match(text)
+        if text.endswith(TRACEBACK):
+            return text[0].isspace()  # of an exception group
+        return self._span < SPAN_LINES and not _NEXT_WRITER.match(text)
 
-    def ends(self, number: int, own_line: bool) -> bool:
-        """Whether a line that it does not take ends it: noise of other writers does not end a traceback."""
-        if not self.is_traceback or number - self._last > STALE_LINES:
-            return True
-        return own_line and (self._state != "frames" or self._head.shape == "vllm")
+    def is_over(self, number: int) -> bool:
+        """Whether a line of another writer ends it: a traceback only when many of them came."""
+        return not self.is_traceback or number - self._last > STALE_LINES
+
+    def gives_way(self, number: int) -> bool:
+        """Whether a line of its own writer that it does not take ends it: between frames it is noise."""
+        return self.is_over(number) or self._state != "frames" or self._head.shape == "vllm"
 
     def add(self, number: int, text: str, line: ParsedLine) -> None:
         self._last, self.grew = number, True

@@ -19,7 +19,6 @@ from vllm_probes.events import (
     Event,
     Exited,
     LogRecorded,
-    Observation,
     PhaseChanged,
     ProcessesSampled,
     ProgressChanged,
@@ -143,7 +142,7 @@ def _recognise(memory: Memory, event: Event) -> Result:
 
 
 def _log_recorded(rules: Mapping[str, Rule], memory: Memory, event: LogRecorded) -> Result:
-    if event.level in ALARMING_LEVELS or event.exception_line is not None:
+    if event.level in ALARMING_LEVELS or event.exception_line_number is not None:
         memory = replace(memory, alarms=(*memory.alarms, event)[:MAX_RECORDS])
     rule = rules.get(event.rule or "")
     if rule is None:

@@ -16,9 +16,13 @@ def find_causes(rules: Mapping[str, Rule], records: Sequence[LogRecorded], log: 
 
     `records` are those of level error or worse and tracebacks; `log` names the file they come from.
     """
-    findings = [_finding(rules.get(record.rule or ""), record, log) for record in records]
-    findings = [finding for finding in findings if finding.role != "noise"]
-    return sorted(findings, key=lambda finding: finding.role == "consequence")[:MAX_FINDINGS]
+    findings = {
+        (finding.line_number, finding.rule): finding
+        for record in records
+        if (finding := _finding(rules.get(record.rule or ""), record, log)).role != "noise"
+    }
+    order = sorted(findings.values(), key=lambda finding: (finding.role == "consequence", finding.line_number))
+    return order[:MAX_FINDINGS]
 
 
 def _finding(rule: Rule | None, record: LogRecorded, log: str) -> Finding:
@@ -30,11 +34,12 @@ def _finding(rule: Rule | None, record: LogRecorded, log: str) -> Finding:
         severity=known.severity if known else "error",
         file=log,
         line_number=record.exception_line_number or record.line_number,
-        line=record.exception_line or record.message,
+        line=record.line or record.message,
         why=known.why if known else "The first error in the log.",
         fix=known.fix if known else "Read the lines around it.",
     )
 
 
 def _role(rule: Rule | None) -> Literal["cause", "consequence", "noise"]:
-    return "consequence" if rule and rule.role == "consequence" else "noise" if rule and rule.role == "noise" else "cause"
+    """A record that no rule knows may well be the cause."""
+    return rule.role if rule and rule.role != "phase" else "cause"

@@ -108,11 +108,11 @@ def shim_alive(prefix: Path) -> int | None:
 async def stop_tree(
     shim_pid: int,
     *,
-    kill: bool,
+    kill: Callable[[], bool],
     waits: StopWaits = StopWaits(),
     on_signal: "Callable[[str, list[ProcessRef]], None]",
 ) -> StopResult:
-    """End everything below the shim, politely first unless `kill`; returns as soon as nothing of it runs.
+    """End everything below the shim, politely until `kill` says not to; returns as soon as nothing of it runs.
 
     SIGINT goes to the process group of the command, as Ctrl+C would send it, SIGTERM to all, then SIGKILL. The resource
     tracker of multiprocessing comes last: it is what cleans up after the others. The shim is never signalled.
@@ -122,11 +122,10 @@ async def stop_tree(
     """
     family = _Family(shim_pid, on_signal)
     command_group = await _command_group(shim_pid)
-    if not kill:
-        if family.send(signal.SIGINT, family.group(command_group)):
-            await family.ended(waits.interrupt_s)
-        if family.send(signal.SIGTERM, family.others()):
-            await family.ended(waits.terminate_s)
+    if not kill() and family.send(signal.SIGINT, family.group(command_group)):
+        await family.ended(waits.interrupt_s, unless=kill)
+    if not kill() and family.send(signal.SIGTERM, family.others()):
+        await family.ended(waits.terminate_s, unless=kill)
     deadline = time.monotonic() + waits.kill_s
     while time.monotonic() < deadline:
         family.send(signal.SIGKILL, family.others())
@@ -166,17 +165,23 @@ class _Family:
 
     def send(self, number: signal.Signals, pids: Iterable[int]) -> bool:
         """The signal, once to each process; tells whether anybody got it now."""
-        self._shm |= tree.shm_files(self._start_ticks)
         new = [pid for pid in pids if (pid, self._start_ticks[pid], number) not in self._signalled]
+        if new:
+            self._shm |= tree.shm_files(self._start_ticks)
         refs = [ref for pid, ref in zip(new, _refs(new), strict=True) if _send(pid, number, self._shim_pid)]
         self._signalled |= {(ref.pid, self._start_ticks[ref.pid], number) for ref in refs}
         if refs:
             self._on_signal(number.name, refs)
         return bool(refs)
 
-    async def ended(self, within_s: float, *, trackers: bool = False) -> bool:
-        """Wait until nothing runs, or nothing but resource trackers; False: something still does after that time."""
-        return await _until(lambda: self._gone(trackers), within_s)
+    async def ended(
+        self, within_s: float, *, trackers: bool = False, unless: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Wait until nothing runs, or nothing but resource trackers; False: something still does after that time.
+
+        `unless` ends the waiting early.
+        """
+        return await _until(lambda: unless() or self._gone(trackers), within_s)
 
     def result(self) -> StopResult:
         survivors = self._seen_and_running()

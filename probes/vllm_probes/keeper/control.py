@@ -167,5 +167,3 @@ async def _until_first(*tasks: "asyncio.Future[None]") -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-

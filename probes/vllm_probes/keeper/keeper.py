@@ -3,10 +3,10 @@
 import asyncio
 import subprocess
 import time
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vllm_probes import __version__, commands
 from vllm_probes.events import (
@@ -55,6 +55,7 @@ class Keeper:
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._coredumps = files.FolderWatch(folder.coredumps)
         self._tasks = asyncio.TaskGroup()
+        self._failures: set[str] = set()
 
     async def run(self, first: Launched | None) -> None:
         """Keep the session until nothing of it runs and nobody looks at it."""
@@ -101,18 +102,21 @@ class Keeper:
             self._stream.begin_attempt()
             self._follow(first)
         elif replaced:
-            self._watch = Watch(self._stream, self._folder, self._launch, self._rules)
+            self._watch_attempt()
 
     def _follow(self, launched: Launched) -> None:
         self._shim = launched.shim
         self._stream.publish(started(launched, self._stream.stamp()))
-        self._watch = Watch(self._stream, self._folder, self._launch, self._rules)
         self._kill.clear()
+        self._watch_attempt()
         self._note_outsider()
-        if "coredump" in launched.levers:
-            self._watch_coredumps(asyncio.get_running_loop(), self._watch)
 
-    def _watch_coredumps(self, loop: asyncio.AbstractEventLoop, watch: Watch) -> None:
+    def _watch_attempt(self) -> None:
+        watch = self._watch = Watch(self._stream, self._folder, self._launch, self._rules)
+        if not self._folder.coredumps.is_dir():
+            return
+        loop = asyncio.get_running_loop()
+
         def on_file(path: Path, size_bytes: int) -> None:
             loop.call_soon_threadsafe(watch.file_appeared, path, size_bytes)
 
@@ -121,13 +125,10 @@ class Keeper:
     def _note_outsider(self) -> None:
         attempt = self._stream.model.attempt
         if attempt and (launcher := attempt.launch.not_descendants):
-            self._stream.publish(
-                TroubleNoted(
-                    **self._stream.stamp(),
-                    what=f"What {launcher} starts are not our descendants: its processes are found by their titles.",
-                    hint=f"They are shown, but never signalled; stop them the way {launcher} does.",
-                    severity="info",
-                )
+            self._trouble(
+                f"What {launcher} starts are not our descendants: its processes are found by their titles.",
+                f"They are shown, but never signalled; stop them the way {launcher} does.",
+                "info",
             )
 
     async def _until_unneeded(self) -> None:
@@ -144,9 +145,24 @@ class Keeper:
     # --- looks ------------------------------------------------------------------------------------------------------
 
     async def _every(self, interval_s: float, look: Callable[[], Awaitable[None]]) -> None:
+        """Look again and again. A look that fails is told, and the watching goes on."""
         while True:
-            await look()
+            try:
+                await look()
+            except Exception as error:  # noqa: BLE001 - the one place that stands between a sensor's fault and the run
+                self._note_failure(error)
             await asyncio.sleep(interval_s)
+
+    def _note_failure(self, error: Exception) -> None:
+        what = f"A look at the run failed: {type(error).__name__}: {error}"
+        if what in self._failures:
+            return
+        self._failures.add(what)
+        traceback.print_exception(error)
+        self._trouble(what, f"The details are in {self._folder.keeper_log}; vLLM is not affected.")
+
+    def _trouble(self, what: str, hint: str, severity: Literal["info", "warning", "error"] = "warning") -> None:
+        self._stream.publish(TroubleNoted(**self._stream.stamp(), what=what, hint=hint, severity=severity))
 
     async def _look_at_log(self) -> None:
         if self._watch and self._tree_runs:
@@ -194,13 +210,14 @@ class Keeper:
         return child.shim_alive(self._folder.attempt(attempt.number)) if attempt else None
 
     async def _tree_ended(self, result: child.StopResult | None = None) -> None:
-        if self._watch:
-            self._watch.drain_log()
-            await self._watch.close()
-            self._watch.look_at_processes()
+        watch, self._watch = self._watch, None
+        if watch:
+            watch.drain_log()
+            watch.look_at_processes()
+            await watch.close()
         left_shm, survivors = (result.left_shm, result.survivors) if result else ([], [])
         self._stream.publish(TreeEnded(**self._stream.stamp(), left_shm=left_shm, survivors=survivors))
-        self._watch = self._shim = None
+        self._shim = None
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -268,30 +285,10 @@ class Keeper:
         shim_pid = self._shim_pid(attempt.launch.shim_pid)
         result = None
         if shim_pid is not None:
-            result = await self._stop_tree(shim_pid)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._until_shim_gone(attempt.launch.shim_pid), 1.0)
+            result = await child.stop_tree(shim_pid, kill=self._kill.is_set, on_signal=self._signalled)
         if self._watch:
             await self._look_for_end(self._watch)
         await self._tree_ended(result)
-
-    async def _stop_tree(self, shim_pid: int) -> child.StopResult:
-        """Politely, until somebody asks to kill."""
-        if not self._kill.is_set():
-            polite = asyncio.ensure_future(child.stop_tree(shim_pid, kill=False, on_signal=self._signalled))
-            impatient = asyncio.ensure_future(self._kill.wait())
-            await asyncio.wait((polite, impatient), return_when=asyncio.FIRST_COMPLETED)
-            impatient.cancel()
-            if polite.done():
-                return polite.result()
-            polite.cancel()
-            with suppress(asyncio.CancelledError):
-                await polite
-        return await child.stop_tree(shim_pid, kill=True, on_signal=self._signalled)
-
-    async def _until_shim_gone(self, pid: int) -> None:
-        while self._shim_pid(pid) is not None:
-            await asyncio.sleep(0.02)
 
     def _signalled(self, signal: str, processes: list[ProcessRef]) -> None:
         self._stream.publish(SignalSent(**self._stream.stamp(), signal=signal, processes=processes))
@@ -303,14 +300,8 @@ class Keeper:
         try:
             self._follow(launch_attempt(self._folder, self._launch, number, command.levers, clean=command.clean))
         except (LeverError, OSError) as error:
-            self._stream.publish(
-                TroubleNoted(
-                    **self._stream.stamp(),
-                    what=f"It could not be started again: {error}",
-                    hint="Nothing runs now; mend that and press R.",
-                    severity="error",
-                )
-            )
+            what = f"It could not be started again: {error}"
+            self._trouble(what, "Nothing runs now; mend that and press R.", "error")
 
 
 def _running(shim_pid: int | None) -> list[ProcessRef]:

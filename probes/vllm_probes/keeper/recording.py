@@ -22,8 +22,10 @@ from vllm_probes.events import (
     encode,
 )
 
-PROCESS_DRIFT_S = 30.0
-PROCESS_JUMP_S = 5.0
+PROCESS_DRIFT_S = 60.0
+PROCESS_REST_S = 5.0
+RESTING_PERCENT = 10.0
+"""A process that comes to rest or wakes is news, at most every five seconds; how busy it is drifts."""
 ENDPOINT_DRIFT_S = 10.0
 LOG_DRIFT_S = 5.0
 DISK_DRIFT_S = 60.0
@@ -72,6 +74,7 @@ class SampleFilter:
     def __init__(self) -> None:
         self._rows: dict[int, tuple[float, ProcessRow]] = {}
         self._last: dict[type[Event], Event] = {}
+        self._own_clients: set[str] = set()
 
     def accept(self, event: Event) -> Event | None:
         """The event as it is to be written, or None."""
@@ -79,7 +82,7 @@ class SampleFilter:
             case ProcessesSampled():
                 return self._processes(event)
             case EndpointSampled():
-                return self._keep_if(event, _differs_in_kind(self._last.get(EndpointSampled), event), ENDPOINT_DRIFT_S)
+                return self._keep_if(event, self._server_is_news(event), ENDPOINT_DRIFT_S)
             case LogSampled():
                 return self._keep_if(event, False, LOG_DRIFT_S)
             case DiskSampled():
@@ -99,6 +102,12 @@ class SampleFilter:
             return event
         return None
 
+    def _server_is_news(self, event: EndpointSampled) -> bool:
+        new_clients = not self._own_clients.issuperset(event.own_clients)
+        self._own_clients.update(event.own_clients)
+        before = self._last.get(EndpointSampled)
+        return new_clients or not isinstance(before, EndpointSampled) or _server_kind(before) != _server_kind(event)
+
     def _processes(self, event: ProcessesSampled) -> ProcessesSampled | None:
         rows = [row for row in event.rows if self._row_is_news(event.mono, row)]
         for pid in event.gone:
@@ -114,7 +123,7 @@ class SampleFilter:
         age_s = mono - before_mono
         return (
             _kind(row) != _kind(before)
-            or (age_s >= PROCESS_JUMP_S and abs(row.cpu_percent - before.cpu_percent) >= 30)
+            or (age_s >= PROCESS_REST_S and _rests(row) != _rests(before))
             or age_s >= PROCESS_DRIFT_S
         )
 
@@ -124,9 +133,9 @@ def _kind(row: ProcessRow) -> tuple[object, ...]:
     return (row.process, row.role, row.rank, "S" if row.state in "RSI" else row.state, row.parent_pid)
 
 
-def _differs_in_kind(before: Event | None, after: EndpointSampled) -> bool:
-    def kind(sample: EndpointSampled) -> tuple[object, ...]:
-        awake = [engine.awake for engine in sample.engines]
-        return (sample.url, sample.health, sample.status, sample.active, sample.own_clients, awake)
+def _rests(row: ProcessRow) -> bool:
+    return row.cpu_percent < RESTING_PERCENT
 
-    return not isinstance(before, EndpointSampled) or kind(before) != kind(after)
+
+def _server_kind(sample: EndpointSampled) -> tuple[object, ...]:
+    return (sample.url, sample.health, sample.status, sample.active, [engine.awake for engine in sample.engines])

@@ -1,6 +1,6 @@
 """Everything that is looked at while one attempt runs. Each look publishes what it saw."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -33,6 +33,8 @@ from vllm_probes.sensors.tree import command_line
 LOG_LIMIT_BYTES = 4 << 30
 LOG_HEAD_BYTES = 256 << 20
 """What stays of a log that outgrows its limit: the start-up, and everything recent."""
+LOG_SLICE_BYTES = 1 << 20
+"""A flood is read in slices: 0.1 s each at the slowest, so that nobody waits long for an answer."""
 LOW_DISK_BYTES = 1 << 30
 STRANGERS_EVERY = 5
 """Looks between two scans of the whole host, done only where the launcher's processes are not our descendants."""
@@ -61,12 +63,13 @@ class Watch:
 
     async def close(self) -> None:
         await self._endpoint.close()
+        self._log.close()
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
     def log(self) -> bool:
-        """Read what was appended, at most a slice; whether anything was."""
-        events = self._log.sample(self._stream.stamp())
+        """Read what was appended, at most a slice; whether anything was told."""
+        events = self._log.sample(self._stream.stamp(), LOG_SLICE_BYTES)
         for event in events:
             if isinstance(event, LogRecorded):
                 self._learn(event)
@@ -78,8 +81,8 @@ class Watch:
         return bool(events)
 
     def drain_log(self) -> None:
-        """Read to the end: the last lines tell why."""
-        while self.log():
+        """Read to the end: the last lines tell why, and a traceback is told when nothing follows it."""
+        while self.log() or self._log.behind:
             pass
 
     def _learn(self, event: LogRecorded) -> None:
@@ -98,16 +101,16 @@ class Watch:
         """One look at every process of the tree, and now and then at those that are not below us."""
         rows = self._processes.sample(self._log.process_names)
         if self._attempt.launch.not_descendants:
-            rows += self._strangers()
+            rows += self._strangers({row.pid for row in rows})
         changed, gone = processes.difference(self.rows, rows)
         if changed or gone:
             self._stream.publish(ProcessesSampled(**self._stream.stamp(), rows=changed, gone=gone))
         self._looks += 1
 
-    def _strangers(self) -> list[ProcessRow]:
+    def _strangers(self, own: set[int]) -> list[ProcessRow]:
         if self._looks % STRANGERS_EVERY:
             return [row for row in self.rows.values() if row.foreign]
-        return processes.strangers(self._attempt.started, own=self.rows)
+        return processes.strangers(self._attempt.started, own=own)
 
     async def capture_stacks(self, reason: str) -> StacksCaptured:
         """Stacks of every process, one file each, under `snapshots/`."""
@@ -144,12 +147,19 @@ class Watch:
             return None
         if self._address is not None:
             return self._address
-        if not self._attempt.launch.expects_vllm:
-            return None
-        guess = address_from_command(self._launch.spec.argv, self._launch.spec.env)
-        if guess and processes.listens(self.rows, guess):
-            self._address = guess
+        for argv, env in self._server_commands():
+            guess = address_from_command(argv, env)
+            if guess and processes.listens(self.rows, guess):
+                self._address = guess
+                break
         return self._address
+
+    def _server_commands(self) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """Command lines that may say where the server listens: what was typed, and what a script made of it."""
+        yield self._launch.spec.argv, self._launch.spec.env
+        for row in self.rows.values():
+            if row.role == "api_server":
+                yield command_line(row.pid), processes.environ(row.pid)
 
     # --- levers -----------------------------------------------------------------------------------------------------
 
@@ -207,6 +217,7 @@ class Watch:
         hole = disk.hole(log_bytes, LOG_LIMIT_BYTES, LOG_HEAD_BYTES)
         if hole is None or hole == before or not disk.punch_hole(self._log_path, *hole):
             return before
+        self._log.index.set_hole(*hole)
         return hole
 
     def _warn_of_disk(self, free_bytes: int) -> None:

@@ -238,7 +238,7 @@ def _without_place(lever: Lever, argv: list[str]) -> str | None:
     if environment is None:
         return None
     if environment.index is None:
-        return f"{environment.reason} There: {' '.join(lever.env)}, or {lever.python}."
+        return f"{environment.reason} Set {' '.join(lever.env)} behind it, or in a script: {lever.python}."
     if _names_folder(lever) and argv[environment.index - 1] == "exec":
         return "A running container gets no new folder for the dumps: start it anew with this lever."
     return None

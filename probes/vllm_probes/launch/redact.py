@@ -55,7 +55,7 @@ _ASSIGNED = re.compile(
 )
 _FLAG_IN_TEXT = re.compile(rf"(?<!\S)(?=--){_NAME}(?P<between>\s+)(?P<value>[^-\s]\S*)", re.IGNORECASE)
 _HARMLESS_VALUE = re.compile(r"[\"'\\]*(?:|none|null|true|false)[\"'\\]*", re.IGNORECASE)
-_SHORT_VALUE = re.compile(r"[\"'\\\[]*[^\"'\\\[\]]{0,7}[\"'\\\]]*|[\d.]+")
+_SHORT_VALUE = re.compile(r"[\"'\\\[]*[^\"'\\\[\]]{0,7}[\"'\\\]]*")
 _PROSE = re.compile(r"(?:to|is|or|and|was|for|in|if|as|has|can|not|must|with|when|flag|option|argument|value)\b")
 
 
@@ -77,7 +77,7 @@ def redact_value(name: str, value: str) -> str:
 
 def redact_argv(argv: Sequence[str]) -> list[str]:
     """The command line without secrets: behind flags, in assignments, in code for a shell, by shape."""
-    return [_redact_words(word) for word in _redact_flag_values(argv)]
+    return [_redact_words(word) for word in _redact_flag_values(_SHAPES.sub(REMOVED, word) for word in argv)]
 
 
 def redact_text(text: str) -> str:

@@ -148,7 +148,7 @@ def environment_place(argv: list[str]) -> Place | None:
                     return Place(index + 1)
     for program in chain:
         if _drops_environment(program):
-            return Place(None, f"`{program.name}` does not hand this environment on: set the variable behind it.")
+            return Place(None, f"`{program.name}` does not hand this environment on.")
     return None
 
 

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_probes.events import Event, Level, LogRecorded, LogSampled, Stamp
+from vllm_probes.events import ALARMING_LEVELS, Event, Level, LogRecorded, LogSampled, Stamp
 from vllm_probes.logindex import Block, LogIndex
 from vllm_probes.logline import LEVEL_RANKS, clean, parse_line
 from vllm_probes.logmarks import alarming_positions, positions_of
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vllm_probes.judges.rules import Match, RuleSet
 
 MESSAGE_CHARACTERS = 500
+LINE_CHARACTERS = 4000
 KNOWN_PER_SAMPLE = 200
 UNKNOWN_PER_SAMPLE = 50
 REPEAT_S = 10.0
@@ -127,6 +128,7 @@ class LogSensor:
     def _recorded(self, match: "Match", count: int, stamp: Stamp) -> LogRecorded:
         record, statement = match.record, match.statement
         exception = statement if statement.is_exception else record.exception
+        deciding = exception or statement
         return LogRecorded(
             **stamp,
             line_number=record.line_number if statement.is_exception else statement.number,
@@ -138,7 +140,9 @@ class LogSensor:
             fields={name: self._short(text) for name, text in match.fields.items()},
             message=self._short(statement.text) + (f" (×{count})" if count > 1 else ""),
             exception_line_number=exception.number if exception else None,
-            exception_line=self._short(exception.line) if exception else None,
+            line=self._redact(deciding.line)[:LINE_CHARACTERS]
+            if exception or record.level in ALARMING_LEVELS
+            else None,
         )
 
     def _note(self, last: "Match", count: int, stamp: Stamp) -> LogRecorded:

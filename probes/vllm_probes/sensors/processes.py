@@ -264,7 +264,7 @@ def _has_socket(pid: int, address: Address) -> bool:
     except psutil.Error:
         return False
     if address.uds:
-        return any(socket.laddr == address.uds for socket in sockets)
+        return any(str(socket.laddr) == address.uds for socket in sockets)
     return any(socket.status == psutil.CONN_LISTEN and socket.laddr.port == address.port for socket in sockets)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from functools import cache
 
 _ESCAPED_BYTE = re.compile(rb"\\([0-7]{3})")
-_INTERPRETER = re.compile(r"(python|pypy)[\d.]*|(ba|da|z|k)?sh")
 _GONE_STATES = "ZXx"
 
 
@@ -24,10 +23,11 @@ def descendants(pid: int) -> list[int]:
     children = _children if _kernel_lists_children() else _children_by_scan
     parents = [pid]
     while parents:
-        young = [child for parent in parents for child in children(parent) if child not in seen]
+        # once, though an orphan can turn up below its old and its new parent
+        young = dict.fromkeys(child for parent in parents for child in children(parent) if child not in seen)
         seen.update(young)
         found += young
-        parents = young
+        parents = list(young)
     return found
 
 
@@ -63,8 +63,7 @@ def process_group(pid: int) -> int | None:
 def descends(pid: int, ancestor: int) -> bool:
     """Whether `ancestor` is above `pid`, by a walk up."""
     while pid > 1:
-        fields = _stat_fields(f"/proc/{pid}/stat")
-        pid = int(fields[1]) if fields else 0
+        pid = _parent(pid)
         if pid == ancestor:
             return True
     return False
@@ -77,18 +76,16 @@ def command_line(pid: int) -> list[str]:
 
 
 def title(pid: int) -> str:
-    """A name for people: the title without `VLLM::`, else the base name of script or executable, else the kernel's.
+    """A name for people, as in the process table; the kernel's short one where there is no command line.
 
-    In state D only the kernel's short name is read: /proc/PID/cmdline waits for a lock that such a process may hold.
+    So for a process in state D: /proc/PID/cmdline waits for a lock that such a process may hold.
     """
-    arguments = command_line(pid) if state_letter(pid) != "D" else []
-    if not arguments:
-        return os.fsdecode(_read(f"/proc/{pid}/comm")).strip() or f"pid {pid}"
-    if arguments[0].startswith("VLLM::"):
-        return arguments[0].removeprefix("VLLM::").split(" ")[0]
-    program = os.path.basename(arguments[0].split(" ")[0])
-    script = arguments[1] if len(arguments) > 1 and _INTERPRETER.fullmatch(program) else ""
-    return program if not script or script.startswith("-") else os.path.basename(script)
+    from vllm_probes.judges.titles import identify  # a launch reads this module before anybody needs names
+
+    own, parents = (command_line(each) if state_letter(each) != "D" else [] for each in (pid, _parent(pid)))
+    if own:
+        return identify(own, parents).process
+    return os.fsdecode(_read(f"/proc/{pid}/comm")).strip() or f"pid {pid}"
 
 
 def shm_files(pids: Iterable[int]) -> set[str]:
@@ -99,6 +96,11 @@ def shm_files(pids: Iterable[int]) -> set[str]:
     lines = (line for pid in pids if state_letter(pid) != "D" for line in _read(f"/proc/{pid}/maps").splitlines())
     paths = {line[line.index(b"/dev/shm/") :] for line in lines if b" /dev/shm/" in line}
     return {os.fsdecode(_ESCAPED_BYTE.sub(_byte, path)) for path in paths if not path.endswith(b" (deleted)")}
+
+
+def _parent(pid: int) -> int:
+    fields = _stat_fields(f"/proc/{pid}/stat")
+    return int(fields[1]) if fields else 0
 
 
 def _byte(escape: re.Match[bytes]) -> bytes:

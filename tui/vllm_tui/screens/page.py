@@ -10,7 +10,7 @@ from textual.screen import Screen
 
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.header import Header
-from vllm_tui.widgets.rows import Rows, rule
+from vllm_tui.widgets.rows import Rows, Title
 from vllm_tui.widgets.text_view import TextView
 
 
@@ -39,7 +39,7 @@ class Page(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Header(id="header")
-        yield Rows(id="page-title")
+        yield Title(id="page-title")
         yield TextView(id="page-text")
         yield Rows(id="page-keys")
 
@@ -59,7 +59,7 @@ class Page(Screen[None]):
     def fill(self, width: int) -> None:
         """Write the page anew."""
         entries = [Content.assemble((key, "bold $text-accent"), " ", label) for key, label in self.keys()]
-        self.query_one("#page-title", Rows).show_rows([rule(self.page_title(), width)])
+        self.query_one("#page-title", Title).show(self.page_title())
         self.query_one(TextView).show_rows(self.page_rows(max(20, width - 3)))
         self.query_one("#page-keys", Rows).show_rows([Content.assemble(" ", Content("   ").join(entries))])
 

@@ -7,14 +7,14 @@ from textual.widgets import Static
 
 from vllm_probes.logline import parse_line
 from vllm_tui.widgets.log_style import process_style
-from vllm_tui.widgets.rows import Rows, joined, rule
+from vllm_tui.widgets.rows import Title, joined
 
 
 class LineDetail(VerticalScroll):
     """Below the log while it is open; follows the cursor."""
 
     def compose(self) -> ComposeResult:
-        yield Rows(id="line-detail-title")
+        yield Title(id="line-detail-title")
         yield Static(id="line-detail-text")
 
     @property
@@ -42,5 +42,5 @@ class LineDetail(VerticalScroll):
                 Content.styled("y copies, Esc closes", "dim"),
             ]
         )
-        self.query_one("#line-detail-title", Rows).show_rows([rule(title, self.app.size.width)])
+        self.query_one("#line-detail-title", Title).show(title)
         self.query_one("#line-detail-text", Static).update(Content(parsed.message or text))

@@ -16,7 +16,7 @@ from vllm_tui.situation import Situation
 from vllm_tui.widgets.line_detail import LineDetail
 from vllm_tui.widgets.log_view import LogView
 from vllm_tui.widgets.processes import split
-from vllm_tui.widgets.rows import Rows, joined, rule
+from vllm_tui.widgets.rows import Title, joined
 
 LEVELS: tuple[Level | None, ...] = (None, "warning", "error")
 _LEVEL_NAMES: dict[Level | None, str] = {"warning": "warnings and errors", "error": "errors only"}
@@ -35,7 +35,7 @@ class LogPane(Vertical):
         """Name of every process that was seen, by its pid."""
 
     def compose(self) -> ComposeResult:
-        yield Rows(id="log-title")
+        yield Title(id="log-title")
         yield LogView(id="log")
         yield LineDetail(id="line-detail", classes="-closed")
 
@@ -73,7 +73,7 @@ class LogPane(Vertical):
             self.write_title()
 
     def write_title(self) -> None:
-        self.query_one("#log-title", Rows).show_rows([rule(self._title(), self.size.width)])
+        self.query_one("#log-title", Title).show(self._title())
 
     def _title(self) -> Content:
         feed, index, rows = self._feed, self._feed.index, self._feed.rows
@@ -112,9 +112,6 @@ class LogPane(Vertical):
                 text, " · ", (f"+{plural(view.unseen_count, 'line')}, G follows", "bold $text-accent")
             )
         return Content(text)
-
-    def on_resize(self) -> None:
-        self.write_title()
 
     @on(LogView.Moved)
     def _moved(self) -> None:

@@ -49,7 +49,7 @@ def _styled(text: str, alarming: bool) -> Content:
 
 def _head_length(text: str, parsed: ParsedLine) -> int:
     """Where the message begins, for lines of which the parser cut something off; 0 where it did not."""
-    if not parsed.message or not text.endswith(parsed.message):
+    if parsed.shape == "plain" or not text.endswith(parsed.message):
         return 0
     return len(text) - len(parsed.message)
 

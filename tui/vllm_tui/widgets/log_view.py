@@ -45,6 +45,8 @@ class LogView(Widget, can_focus=True):
         self._rows: LogRows | None = None
         self._count = 0
         self._top = 0
+        self._height = 0
+        """For which the window was made; one of another height is made anew when it is drawn."""
         self._left = 0
         self._needle = ""
         self.cursor = 0
@@ -153,12 +155,15 @@ class LogView(Widget, can_focus=True):
             self.go_to(row)
             self.post_message(self.LineClicked())
 
-    def on_resize(self) -> None:
-        self._settle()
-
     def _settle(self) -> None:
         """Bring cursor and window into the rows that there are, and draw."""
-        height = max(1, self.size.height)
+        self._fit()
+        self.refresh()
+        self.post_message(self.Moved())
+
+    def _fit(self) -> None:
+        self._height = self.size.height
+        height = max(1, self._height)
         last = max(0, self._count - 1)
         if self.following:
             self.cursor, self._top = last, max(0, self._count - height)
@@ -166,8 +171,6 @@ class LogView(Widget, can_focus=True):
             self.cursor = max(0, min(self.cursor, last))
             lowest = max(0, self._count - height)
             self._top = max(0, self.cursor - height + 1, min(self._top, self.cursor, lowest))
-        self.refresh()
-        self.post_message(self.Moved())
 
     # --- drawing --------------------------------------------------------------------------------------------------
 
@@ -177,6 +180,8 @@ class LogView(Widget, can_focus=True):
             self.refresh(Region(0, top, self.size.width, bottom - top))
 
     def render_line(self, y: int) -> Strip:
+        if self._height != self.size.height:
+            self._fit()
         width, row = self.size.width, self._top + y
         lines = self._rows.read(row, 1) if self._rows and row < self._count else []
         if not lines:

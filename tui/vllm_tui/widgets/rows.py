@@ -1,8 +1,9 @@
 """Rows of text that repaint one by one, and the few ways to put a row together."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
-from textual.app import RenderResult
+from rich.segment import Segment
 from textual.content import Content
 from textual.geometry import Region, Size
 from textual.strip import Strip
@@ -25,6 +26,9 @@ class Rows(Widget):
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)
         self._rows: list[Content] = []
+        self._width = 0
+        """For which the rows were made; those of another width are made anew when they are drawn."""
+        self._strips: dict[int, Strip] = {}
 
     def rows(self, width: int) -> list[Content]:
         """The text for a width in cells; subclasses say what it is."""
@@ -34,24 +38,55 @@ class Rows(Widget):
         """Show these rows from now on."""
         before, self._rows = self._rows, list(rows)
         if len(before) != len(self._rows):
+            self._strips.clear()
             self.refresh(layout=True)
             return
         for y, (old, new) in enumerate(zip(before, self._rows, strict=True)):
             if not old.is_same(new):
-                self.refresh(Region(0, y, self.size.width, 1))
+                self._refresh_row(y)
+
+    def _refresh_row(self, y: int) -> None:
+        """Draw what differs in a row."""
+        before = self._strips.pop(y, None)
+        after = self.render_line(y)
+        start, end = difference(before, after) if before else (0, after.cell_length)
+        if end > start:
+            self.refresh(Region(start, y, end - start, 1))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         return len(self.rows(width))
 
-    def render(self) -> RenderResult:
-        return Content("\n").join(self._rows)
+    def notify_style_update(self) -> None:
+        self._strips.clear()
+        super().notify_style_update()
 
     def render_line(self, y: int) -> Strip:
+        if self._width != self.size.width:
+            self._width = self.size.width
+            self._rows = self.rows(self._width)
+            self._strips.clear()
+        if y not in self._strips:
+            self._strips[y] = self._render_row(y)
+        return self._strips[y]
+
+    def _render_row(self, y: int) -> Strip:
         width = self.size.width
-        if y >= len(self._rows):
-            return Strip.blank(width, self.rich_style)
-        strips = Visual.to_strips(self, self._rows[y], width, 1, self.visual_style, pad=True)
+        row = self._rows[y] if y < len(self._rows) else Content("")
+        strips = Visual.to_strips(self, row, width, 1, self.visual_style, pad=True)
         return strips[0] if strips else Strip.blank(width, self.rich_style)
+
+
+def difference(before: Strip, after: Strip) -> tuple[int, int]:
+    """The cells from start to end outside of which two strips of one width are the same."""
+    start = _equal_cells(before, after)
+    end = after.cell_length - _equal_cells(reversed(before), reversed(after))
+    return (start, end) if before.cell_length == after.cell_length else (0, after.cell_length)
+
+
+def _equal_cells(before: Iterable[Segment], after: Iterable[Segment]) -> int:
+    """Cells of the equal segments at the beginning of both."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after, strict=False))
+    return sum(segment.cell_length for segment, _ in pairs)
 
 
 class Panel(Rows):
@@ -69,8 +104,21 @@ class Panel(Rows):
             self.display = bool(rows)
         self.show_rows(rows)
 
-    def on_resize(self) -> None:
-        self.show(self._situation)
+
+class Title(Rows):
+    """The name of what is below it, as a line across the screen."""
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._title = Content("")
+
+    def rows(self, width: int) -> list[Content]:
+        return [rule(self._title, width)]
+
+    def show(self, title: Content) -> None:
+        """Show another title."""
+        self._title = title
+        self.show_rows(self.rows(self.size.width))
 
 
 def spread(left: Content, right: Content, width: int) -> Content:

@@ -86,10 +86,11 @@ class MultiprocExecutor:
         """Watch the workers from a thread; when one ends unasked, whoever waits for a response gets a RuntimeError."""
 
         def monitor_workers() -> None:
-            wait([worker.sentinel for worker in self._workers])
+            ended = wait([worker.sentinel for worker in self._workers])
             if self._is_ending:
                 return
-            dead = next(worker for worker in self._workers if not worker.is_alive())
+            dead = next(worker for worker in self._workers if worker.sentinel in ended)
+            dead.join()
             LOGGER.error(
                 "Worker proc %s died unexpectedly (exit code: %s), shutting down executor.", dead.name, dead.exitcode
             )

@@ -1,0 +1,76 @@
+"""The table of keys."""
+
+import itertools
+
+import pytest
+
+from tests.ui_source import Script
+from vllm_probes.model import SessionModel
+from vllm_tui import actions
+from vllm_tui.app import VllmTui
+from vllm_tui.screens.main import MainScreen
+from vllm_tui.situation import Connection, Pace, Situation
+from vllm_tui.widgets.log_view import LogView
+
+
+def situation(*, ended: bool = False, connection: Connection = "live", **more: object) -> Situation:
+    model, script = SessionModel(), Script()
+    model.apply(script.attempt_started())
+    if ended:
+        model.apply(script.state("exited"))
+        model.apply(script.command_ended())
+        model.apply(script.tree_ended())
+    return Situation(model=model, connection=connection, **more)  # type: ignore[arg-type]
+
+
+def test_ids_and_keys_are_unique() -> None:
+    keys = list(itertools.chain.from_iterable(action.keys.split(",") for action in actions.ACTIONS))
+    keys += list(itertools.chain.from_iterable(binding.key.split(",") for binding in LogView.BINDINGS))  # type: ignore[union-attr]
+    assert len(keys) == len(set(keys))
+    assert len(actions.BY_ID) == len(actions.ACTIONS)
+
+
+@pytest.mark.parametrize("action", actions.ACTIONS, ids=lambda action: action.id)
+def test_every_action_is_there(action: actions.Action) -> None:
+    place, _, call = action.run.partition(".")
+    owner = {"app": VllmTui, "screen": MainScreen}[place]
+    assert callable(getattr(owner, f"action_{call.partition('(')[0]}"))
+
+
+@pytest.mark.parametrize("width", [1, 40, 80, 120, 200])
+@pytest.mark.parametrize("pace", [None, Pace(paused=False, speed=1.0, over=False)])
+def test_key_bar_fits(width: int, pace: Pace | None) -> None:
+    shown = actions.key_bar(situation(pace=pace), width)
+    text = " " + "  ".join(f"{action.key_label} {action.label}" for action in shown)
+    assert len(text) <= max(1, width)
+
+
+def test_help_and_quit_stay_in_the_narrowest_key_bar() -> None:
+    assert [action.id for action in actions.key_bar(situation(), 20)] == ["quit", "help"]
+
+
+@pytest.mark.parametrize("more", [{"readonly": True}, {"connection": "lost"}, {"connection": "recording"}])
+@pytest.mark.parametrize("action_id", ["stacks", "eager", "blocking", "coredump", "again", "clean", "stop"])
+def test_nothing_is_changed_without_a_keeper_that_takes_commands(action_id: str, more: dict[str, object]) -> None:
+    assert actions.BY_ID[action_id].reason(situation(**more))  # type: ignore[arg-type]
+    assert actions.BY_ID[action_id].reason(situation()) is None
+
+
+def test_what_needs_a_running_vllm_says_so() -> None:
+    ended = situation(ended=True)
+    blocked = [action.id for action in actions.ACTIONS if action.group != "Replay" and action.reason(ended)]
+    assert blocked == ["stacks", "stop", "detach"]
+
+
+def test_a_blocked_lever_says_why_but_can_be_taken_off() -> None:
+    blocked = {"eager": "`run.py` decides itself."}
+    assert actions.BY_ID["eager"].reason(situation(blocked_levers=blocked)) == "`run.py` decides itself."
+    model = SessionModel()
+    model.apply(Script().attempt_started(levers=["eager"]))
+    pulled = Situation(model=model, connection="live", blocked_levers=blocked)
+    assert actions.BY_ID["eager"].reason(pulled) is None
+
+
+def test_readme_table_has_every_key() -> None:
+    table = actions.markdown_table()
+    assert all(f"| `{action.key_label}` | {action.help} |" in table for action in actions.ACTIONS)

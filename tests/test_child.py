@@ -13,6 +13,7 @@ import pytest
 from vllm_probes.events import ProcessRef
 from vllm_probes.keeper import child
 from vllm_probes.keeper.child import StopResult, StopWaits
+from vllm_probes.launch.attempt import read_exit, read_pids, start_attempt
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.sensors import tree
 
@@ -26,12 +27,12 @@ class Attempt:
 
     def __init__(self, folder: Path, *argv: str) -> None:
         self.prefix = folder / "attempt-1"
-        self.shim = child.start_attempt(LaunchSpec(list(argv), dict(os.environ), str(folder)), self.prefix)
+        self.shim = start_attempt(LaunchSpec(list(argv), dict(os.environ), str(folder)), self.prefix)
         self.signals: list[tuple[str, list[ProcessRef]]] = []
 
     @property
     def command(self) -> int:
-        pids = child.read_pids(self.prefix)
+        pids = read_pids(self.prefix)
         assert pids
         return pids.command
 
@@ -98,10 +99,10 @@ async def test_a_command_that_ends_politely(attempts: Callable[..., Attempt]) ->
     attempt = attempts(sys.executable, "-c", code)
     await attempt.ready()
     assert child.shim_alive(attempt.prefix) == attempt.shim.pid
-    assert child.read_exit(attempt.prefix) is None
+    assert read_exit(attempt.prefix) is None
     assert await attempt.stop(waits=StopWaits()) == StopResult([], [])
     assert [name for name, _ in attempt.signals] == ["SIGINT"]
-    ending = child.read_exit(attempt.prefix)
+    ending = read_exit(attempt.prefix)
     assert ending
     assert (ending.code, ending.signal, ending.error) == (7, None, None)
     assert child.shim_alive(attempt.prefix) is None
@@ -112,7 +113,7 @@ async def test_the_ladder_for_a_command_that_ignores_it(attempts: Callable[..., 
     await attempt.ready()
     assert await attempt.stop() == StopResult([], [])
     assert attempt.signals_of(attempt.command) == ["SIGINT", "SIGTERM", "SIGKILL"]
-    ending = child.read_exit(attempt.prefix)
+    ending = read_exit(attempt.prefix)
     assert ending
     assert ending.signal == signal.SIGKILL
 
@@ -141,7 +142,7 @@ async def test_ctrl_c_reaches_the_group_only_and_children_of_other_sessions_get_
 
 async def test_double_forked_daemons_go_too(attempts: Callable[..., Attempt]) -> None:
     attempt = attempts("sh", "-c", "(setsid sleep 60 &); (sleep 60 &); echo ready")
-    await until(lambda: child.read_exit(attempt.prefix))
+    await until(lambda: read_exit(attempt.prefix))
     assert len(tree.descendants(attempt.shim.pid)) == 2
     assert child.shim_alive(attempt.prefix) == attempt.shim.pid
     assert await attempt.stop() == StopResult([], [])
@@ -264,7 +265,7 @@ async def test_a_stop_right_after_the_start_is_not_lost(attempts: Callable[..., 
     attempt = attempts("sleep", "60")
     assert await attempt.stop() == StopResult([], [])
     assert attempt.shim.wait(timeout=10) == 0
-    assert child.read_exit(attempt.prefix)
+    assert read_exit(attempt.prefix)
 
 
 async def test_a_tree_that_has_ended_gets_no_signal(attempts: Callable[..., Attempt]) -> None:
@@ -279,7 +280,7 @@ async def test_nothing_that_we_did_not_start_is_signalled(
 ) -> None:
     """A pid that is no descendant of the shim is refused, even when it is one of ours."""
     attempt = attempts("sleep", "60")
-    await until(lambda: child.read_pids(attempt.prefix))
+    await until(lambda: read_pids(attempt.prefix))
     assert not child._send(bystander.pid, signal.SIGKILL, attempt.shim.pid)
     assert not child._send(attempt.shim.pid, signal.SIGKILL, attempt.shim.pid)
     await attempt.stop()
@@ -311,11 +312,11 @@ def test_a_pid_that_now_belongs_to_somebody_else_is_no_shim(tmp_path: Path, byst
 async def test_a_command_that_never_started(attempts: Callable[..., Attempt]) -> None:
     attempt = attempts(os.fsdecode(b"no-such-\xff"))
     attempt.shim.wait(timeout=10)
-    ending = child.read_exit(attempt.prefix)
+    ending = read_exit(attempt.prefix)
     assert ending
     assert (ending.code, ending.signal) == (127, None)
     assert ending.error == "'no-such-?' cannot be started: No such file or directory."
-    assert child.read_pids(attempt.prefix) is None
+    assert read_pids(attempt.prefix) is None
     assert await attempt.stop() == StopResult([], [])
 
 
@@ -323,8 +324,8 @@ async def test_a_command_that_never_started(attempts: Callable[..., Attempt]) ->
 def test_damaged_records_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "attempt-1.exit").write_text(text)
     (tmp_path / "attempt-1.pid").write_text(text)
-    assert child.read_exit(tmp_path / "attempt-1") is None
-    assert child.read_pids(tmp_path / "attempt-1") is None
+    assert read_exit(tmp_path / "attempt-1") is None
+    assert read_pids(tmp_path / "attempt-1") is None
     assert child.shim_alive(tmp_path / "attempt-1") is None
 
 

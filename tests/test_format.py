@@ -39,7 +39,8 @@ def test_unknown_is_a_dash() -> None:
 
 
 @pytest.mark.parametrize(("code", "signal", "text"), [
-    (1, None, "ended with code 1"), (None, 9, "was killed (SIGKILL)"), (None, 63, "was killed (signal 63)"), (None, None, "ended"),
+    (1, None, "ended with code 1"), (None, 9, "was killed (SIGKILL)"),
+    (None, 63, "was killed (signal 63)"), (None, None, "ended"),
 ])  # fmt: skip
 def test_ending(code: int | None, signal: int | None, text: str) -> None:
     assert formats.ending(code, signal) == text

@@ -189,11 +189,18 @@ async def test_hostile_text_is_shown_and_never_obeyed(source: ScriptedSource, tm
 
 
 @pytest.mark.parametrize(
-    "text", HOSTILE[:1] + [line(1), "", "(", "(x pid=1)", "INFO 01-01 00:00:00 [a.py:1] ", "]" * 300]
+    "text", [HOSTILE[0], line(1), "", "(", "(x pid=1)", "INFO 01-01 00:00:00 [a.py:1] ", "]" * 300]
 )
 @pytest.mark.parametrize("needle", ["", "(", "O", "[/foo]"])
 def test_styling_changes_no_character(text: str, needle: str) -> None:
     assert styled_line(LogLine(number=1, text=text), needle).plain == text
+
+
+def test_a_narrow_screen_keeps_process_time_and_message() -> None:
+    shown = styled_line(LogLine(number=1, text=line(7, "WARNING", "Worker_TP0 pid=4031")), compact=True)
+    assert shown.plain == "Worker_TP0 08:53:43 WARNING step 0007"
+    assert styled_line(LogLine(number=1, text=line(7)), compact=True).plain == "APIServer 08:53:43 step 0007"
+    assert styled_line(LogLine(number=1, text="  File x"), compact=True).plain == "  File x"
 
 
 def test_ranks_have_different_colours_and_a_process_always_the_same() -> None:

@@ -32,10 +32,12 @@ from vllm_probes.events import (
 )
 from vllm_probes.model import SessionModel, snapshot
 from vllm_tui.app import VllmTui
+from vllm_tui.screens.dialog import Question
 
 NODE = "gpu-7"
 START_TIME = 1_763_700_000.0
 START_MONO = 1000.0
+SIZES = [(80, 24), (120, 36), (200, 50)]
 COMMAND = ["vllm", "serve", "meta-llama/Llama-3.1-70B-Instruct", "-tp", "8", "--port", "8000"]
 
 
@@ -145,7 +147,8 @@ class Script:
     def endpoint(self, at: float = 1, tokens: float = 0, running: float = 12, waiting: float = 3) -> EndpointSampled:
         engine = EngineSample(
             running=running, waiting=waiting, kv_usage=0.71, generation_tokens=tokens,
-            prefix_queries=100, prefix_hits=38, ttft_count=tokens / 100, ttft_sum_s=tokens / 100 * 0.21, tpot_count=tokens, tpot_sum_s=tokens * 0.023,
+            prefix_queries=100, prefix_hits=38,
+            ttft_count=tokens / 100, ttft_sum_s=tokens / 100 * 0.21, tpot_count=tokens, tpot_sum_s=tokens * 0.023,
         )  # fmt: skip
         return EndpointSampled(
             **self.stamp(at),
@@ -174,6 +177,32 @@ class Script:
 
 def row(pid: int, process: str, **more: Any) -> ProcessRow:
     return ProcessRow(pid=pid, parent_pid=1, started=START_TIME, process=process, **more)
+
+
+# --- runs that have got somewhere -----------------------------------------------------------------------------------
+
+
+def started(script: Script, folder: Path, *, readonly: bool = False, **launch: Any) -> ScriptedSource:
+    """A source whose first attempt has begun."""
+    source = ScriptedSource(readonly=readonly)
+    (folder / "attempt-1.log").write_text("INFO:     Application startup complete.\n")
+    source.play(script.restored(folder))
+    source.play(script.attempt_started(**launch))
+    return source
+
+
+def serving(script: Script, folder: Path, **more: Any) -> ScriptedSource:
+    source = started(script, folder, **more)
+    source.play(script.state("serving", 41), script.tree(at=41), *[script.endpoint(41 + i, i * 412) for i in range(9)])
+    return source
+
+
+def crashed(script: Script, folder: Path, *leftovers: ProcessRef) -> ScriptedSource:
+    source = started(script, folder)
+    source.play(script.state("crashed", 12), script.command_ended(12, None, 9, leftovers))
+    if not leftovers:
+        source.play(script.tree_ended(13))
+    return source
 
 
 # --- driving the app ------------------------------------------------------------------------------------------------
@@ -216,3 +245,16 @@ def screen_text(app: VllmTui) -> str:
         column = round(float(x) / _CELL_WIDTH)
         rows[float(y)] = rows.get(float(y), "").ljust(column) + html.unescape(text).replace("\xa0", " ").rstrip("\n")
     return "\n".join(rows[y].rstrip() for y in sorted(rows))
+
+
+async def answer(pilot: Pilot[Any], key: str) -> None:
+    """Wait for a question and answer it."""
+    await until(pilot, lambda: isinstance(pilot.app.screen, Question))
+    await pilot.press(key)
+    await until(pilot, lambda: not isinstance(pilot.app.screen, Question))
+
+
+def app_source(app: VllmTui) -> ScriptedSource:
+    source = app.source
+    assert isinstance(source, ScriptedSource)
+    return source

@@ -204,7 +204,8 @@ class AttemptStarted(Observation, frozen=True, kw_only=True):
     levers: list[str]
     log: str
     """The log file, relative to the session folder."""
-    shim_pid: int
+    shim_pid: int | None
+    """None: the command could not be started."""
     changes: list[Change] = []
     debug_settings: list[DebugSetting] = []
     expects_vllm: bool = False

@@ -32,10 +32,6 @@ def may_stop(situation: Situation) -> str | None:
     return may_send(situation) or (None if situation.alive else "Nothing runs any more.")
 
 
-def may_capture(situation: Situation) -> str | None:
-    return may_stop(situation)
-
-
 def may_pull(lever: str) -> Reason:
     """The lever fits this command, or is on and can be taken off."""
 
@@ -56,87 +52,105 @@ def replays(situation: Situation) -> str | None:
     return None if situation.pace else "Only a recording can be paused and stepped."
 
 
+_KEY_LABELS = {
+    "slash": "/",
+    "right_square_bracket": "]",
+    "left_square_bracket": "[",
+    "full_stop": ".",
+    "less_than_sign": "<",
+    "greater_than_sign": ">",
+    "question_mark": "?",
+    "enter": "Enter",
+    "space": "Space",
+    "ctrl+p": "Ctrl+P",
+}
+NEVER = 99
+
+
 @dataclass(frozen=True, slots=True)
 class Action:
     """One thing a key does. `run` is a Textual action, of the app or of the main screen."""
 
     id: str
     keys: str
-    """Textual's names of the keys, with commas between."""
-    key_label: str
+    """Textual's names of the keys, with commas between; the first is shown."""
     label: str
     help: str
     group: Group
     run: str
-    rank: int = 99
-    """Place in the key bar when there is no room for all: low stays, 99 is never there."""
+    rank: int = NEVER
+    """Place in the key bar when there is no room for all: low stays."""
     reason: Reason = always
 
+    @property
+    def key_label(self) -> str:
+        """The first key as it is written on a keyboard."""
+        key = self.keys.partition(",")[0]
+        return _KEY_LABELS.get(key, key)
 
+
+# fmt: off
 ACTIONS: tuple[Action, ...] = (
-    Action(
-        "stacks", "s", "s", "stacks", "capture the Python stacks of every process and show them",
-        "vLLM", "app.capture_stacks", 3, may_capture,
-    ),
-    Action(
-        "eager", "e", "e", "eager", "relaunch with --enforce-eager, or without it where it is on",
-        "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager"),
-    ),
-    Action(
-        "blocking", "b", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1, or without it where it is on",
-        "vLLM", "app.toggle_lever('launch-blocking')", 6, may_pull("launch-blocking"),
-    ),
-    Action(
-        "coredump", "c", "c", "coredump", "relaunch so that a GPU exception writes a core dump, or without it",
-        "vLLM", "app.toggle_lever('coredump')", 7, may_pull("coredump"),
-    ),
-    Action(
-        "again", "R", "R", "again", "relaunch with the same levers",
-        "vLLM", "app.relaunch_same", 4, may_send,
-    ),
-    Action(
-        "clean", "0", "0", "clean", "relaunch as typed: without levers and inherited debug variables",
-        "vLLM", "app.relaunch_clean", 12, may_send,
-    ),
-    Action(
-        "stop", "x", "x", "stop", "stop vLLM with all its processes; again while it stops: kill it",
-        "vLLM", "app.stop", 8, may_stop,
-    ),
-    Action(
-        "search", "slash", "/", "search", "search the log for text",
-        "Log", "screen.search", 9,
-    ),
-    Action("next-match", "n", "n", "next match", "go to the next match", "Log", "screen.find(False)"),
-    Action("previous-match", "N", "N", "previous match", "go to the match before", "Log", "screen.find(True)"),
-    Action(
-        "next-error", "right_square_bracket", "]", "error", "go to the next error",
-        "Log", "screen.alarm(False)", 10,
-    ),
-    Action("previous-error", "left_square_bracket", "[", "error before", "go to the error before", "Log", "screen.alarm(True)"),
-    Action("top", "g,home", "g", "top", "go to the first line", "Log", "screen.log_top"),
-    Action("follow", "G,end", "G", "follow", "go to the last line and follow the log", "Log", "screen.log_follow", 15),
-    Action("line", "enter", "Enter", "whole line", "show the selected line whole; again to close it", "Log", "screen.line_detail"),
-    Action("copy", "y", "y", "copy line", "copy the selected line to the clipboard", "Log", "screen.copy_line"),
-    Action("level", "f", "f", "filter", "show all lines, then only warnings and errors, then only errors", "Log", "screen.cycle_level", 13),
-    Action("process", "F", "F", "process", "show the lines of one process, then of the next", "Log", "screen.cycle_process"),
-    Action("attempt", "a", "a", "attempt", "show the log of the attempt before, and so round", "Log", "screen.cycle_attempt"),
-    Action("panels", "v", "v", "panels", "show or hide processes and engine", "Screen", "screen.toggle_panels", 14),
-    Action(
-        "details", "D", "D", "details", "command, debug settings with their cost, attempts, troubles",
-        "Screen", "app.show_details", 16,
-    ),
-    Action("pause", "space", "Space", "pause", "pause the recording, or go on", "Replay", "app.replay_pause", 3, replays),
-    Action("step", "full_stop", ".", "step", "pause and play one moment", "Replay", "app.replay_step", 4, replays),
-    Action("slower", "less_than_sign", "<", "slower", "play at half the speed", "Replay", "app.replay_speed(0.5)", 5, replays),
-    Action("faster", "greater_than_sign", ">", "faster", "play at twice the speed", "Replay", "app.replay_speed(2.0)", 6, replays),
-    Action("palette", "ctrl+p", "Ctrl+P", "commands", "every command by name, and the theme", "Screen", "app.command_palette"),
-    Action(
-        "detach", "d", "d", "detach", "leave the screen and let vLLM run; vllm-tui attach comes back",
-        "vLLM", "app.detach", 11, may_detach,
-    ),
-    Action("quit", "q,ctrl+c", "q", "quit", "leave; asks whether to stop vLLM or let it run", "vLLM", "app.quit", 1),
-    Action("help", "question_mark", "?", "help", "this page", "Screen", "app.show_help", 2),
-)  # fmt: skip
+    Action("stacks", "s", "stacks", "capture the Python stacks of every process and show them",
+           "vLLM", "app.capture_stacks", 3, may_stop),
+    Action("eager", "e", "eager", "relaunch with --enforce-eager; again: without it",
+           "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager")),
+    Action("blocking", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
+           "vLLM", "app.toggle_lever('launch-blocking')", 6, may_pull("launch-blocking")),
+    Action("coredump", "c", "coredump", "relaunch so that a GPU exception dumps core; again: without it",
+           "vLLM", "app.toggle_lever('coredump')", 7, may_pull("coredump")),
+    Action("again", "R", "again", "relaunch with the same levers",
+           "vLLM", "app.relaunch_same", 4, may_send),
+    Action("clean", "0", "clean", "relaunch as typed: without levers and inherited debug variables",
+           "vLLM", "app.relaunch_clean", 12, may_send),
+    Action("stop", "x", "stop", "stop vLLM with all its processes; again while it stops: kill it",
+           "vLLM", "app.stop", 8, may_stop),
+    Action("search", "slash", "search", "search the log for text",
+           "Log", "screen.search", 9),
+    Action("next-match", "n", "next match", "go to the next match",
+           "Log", "screen.find(False)"),
+    Action("previous-match", "N", "match before", "go to the match before",
+           "Log", "screen.find(True)"),
+    Action("next-error", "right_square_bracket", "error", "go to the next error",
+           "Log", "screen.alarm(False)", 10),
+    Action("previous-error", "left_square_bracket", "error before", "go to the error before",
+           "Log", "screen.alarm(True)"),
+    Action("top", "g,home", "top", "go to the first line",
+           "Log", "screen.log_top"),
+    Action("follow", "G,end", "follow", "go to the last line and follow the log",
+           "Log", "screen.log_follow", 15),
+    Action("line", "enter", "whole line", "show the selected line whole; again to close it",
+           "Log", "screen.line_detail"),
+    Action("copy", "y", "copy line", "copy the selected line to the clipboard",
+           "Log", "screen.copy_line"),
+    Action("level", "f", "filter", "show all lines, then only warnings and errors, then only errors",
+           "Log", "screen.cycle_level", 13),
+    Action("process", "F", "process", "show the lines of one process, then of the next",
+           "Log", "screen.cycle_process"),
+    Action("attempt", "a", "attempt", "show the log of the attempt before, and so round",
+           "Log", "screen.cycle_attempt"),
+    Action("panels", "v", "panels", "show or hide processes and engine",
+           "Screen", "screen.toggle_panels", 14),
+    Action("details", "D", "details", "command, debug settings with their cost, attempts, troubles",
+           "Screen", "app.show_details", 16),
+    Action("pause", "space", "pause", "pause the recording, or go on",
+           "Replay", "app.replay_pause", 3, replays),
+    Action("step", "full_stop", "step", "pause and play one moment",
+           "Replay", "app.replay_step", 4, replays),
+    Action("slower", "less_than_sign", "slower", "play at half the speed",
+           "Replay", "app.replay_speed(0.5)", 5, replays),
+    Action("faster", "greater_than_sign", "faster", "play at twice the speed",
+           "Replay", "app.replay_speed(2.0)", 6, replays),
+    Action("palette", "ctrl+p", "commands", "every command by name, and the theme",
+           "Screen", "app.command_palette"),
+    Action("detach", "d", "detach", "leave the screen and let vLLM run; vllm-tui attach comes back",
+           "vLLM", "app.detach", 11, may_detach),
+    Action("quit", "q,ctrl+c", "quit", "leave; asks whether to stop vLLM or let it run",
+           "vLLM", "app.quit", 1),
+    Action("help", "question_mark", "help", "this page",
+           "Screen", "app.show_help", 2),
+)
+# fmt: on
 
 BY_ID = {action.id: action for action in ACTIONS}
 GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Replay")
@@ -159,7 +173,7 @@ def in_group(group: Group, situation: Situation) -> Iterator[Action]:
 
 def key_bar(situation: Situation, width: int) -> Sequence[Action]:
     """The actions that fit side by side into `width` cells, in the order of the table."""
-    offered = [action for action in ACTIONS if action.rank < 99 and (action.group != "Replay" or situation.pace)]
+    offered = [action for action in ACTIONS if action.rank < NEVER and (action.group != "Replay" or situation.pace)]
     kept: set[str] = set()
     used = 1
     for action in sorted(offered, key=lambda action: action.rank):

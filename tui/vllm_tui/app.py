@@ -1,6 +1,7 @@
 """The Textual app: takes events in, shows them a few times a second, and turns keys into commands."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import ReplayControls, Source
+from vllm_tui.widgets.header import Header
 
 TICK_S = 0.1
 TICKS_BETWEEN_PAINTS = 3
 RECONNECT_PAUSE_S = 1.0
+FIRST_TRIES = 5
+"""A keeper that has just been started is not missed before."""
 RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
 
 Leaving = Literal["stopped", "left_running", "ended", "keeper_lost"]
@@ -50,6 +54,7 @@ class VllmTui(App[AppResult]):
     def __init__(self, source: Source, *, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self.source = source
+        self._replay = source if isinstance(source, ReplayControls) else None
         self._folder = folder
         self._clock = clock
         self._feed = LogFeed(folder)
@@ -79,7 +84,7 @@ class VllmTui(App[AppResult]):
 
     async def _pump(self) -> None:
         """Take events in for as long as there are any; look for another keeper where a live one is lost."""
-        while True:
+        for patience in itertools.count(FIRST_TRIES, -1):
             async for batch in self.source.batches():
                 self._take(batch)
             if not self.source.live:
@@ -88,7 +93,7 @@ class VllmTui(App[AppResult]):
                 return
             if self._leaving:
                 self._leave("keeper_lost")
-            if self._connection == "live":
+            if self._connection == "live" or patience <= 0:
                 self._connection = "lost"
             self._paint()
             if not await self.source.reconnect():
@@ -103,21 +108,19 @@ class VllmTui(App[AppResult]):
                 self._model.apply(event)
             if isinstance(event, ModelRestored | AttemptStarted):
                 self._blocked_levers = questions.blocked_levers(self._model)
-        if isinstance(self.source, ReplayControls):
-            self._model.unknown_line_count = self.source.unknown_line_count
+        if self._replay:
+            self._model.unknown_line_count = self._replay.unknown_line_count
         self._connection = "live" if self.source.live else "recording"
         self._dirty = True
         if first or self._ticks_since_paint >= TICKS_BETWEEN_PAINTS:
             self._paint()
-        if self._leaving and not self.situation.alive:
+        if self._leaving and self._model.ended and self._model.attempt and self._model.attempt.over:
             self._leave(self._leaving)
 
     @property
     def situation(self) -> Situation:
         """What is known at this moment."""
-        pace = None
-        if isinstance(self.source, ReplayControls):
-            pace = Pace(self.source.paused, self.source.speed, self._replay_over)
+        pace = Pace(self._replay.paused, self._replay.speed, self._replay_over) if self._replay else None
         return Situation(
             model=self._model,
             now=self._clock() if self.source.live else self._model.mono,
@@ -135,17 +138,22 @@ class VllmTui(App[AppResult]):
         if main is self.screen:
             main.poll_log()
         self._ticks_since_paint += 1
-        if self._ticks_since_paint >= TICKS_BETWEEN_PAINTS and (self._dirty or self._second != self._shown_second):
+        if self._ticks_since_paint < TICKS_BETWEEN_PAINTS:
+            return
+        if self._dirty:
             self._paint()
+        elif (second := self._second()) != self._shown_second:
+            self._shown_second = second
+            for header in self.screen.query(Header):
+                header.show(self.situation)
 
-    @property
     def _second(self) -> int:
         """The part of the clock that the screen shows."""
         situation = self.situation
         return int(situation.up_s or 0) if situation.command_runs else -1
 
     def _paint(self) -> None:
-        self._dirty, self._ticks_since_paint, self._shown_second = False, 0, self._second
+        self._dirty, self._ticks_since_paint, self._shown_second = False, 0, self._second()
         situation = self.situation
         with self.batch_update():
             self.main_screen.show(situation)
@@ -272,16 +280,16 @@ class VllmTui(App[AppResult]):
     # --- recordings -----------------------------------------------------------------------------------------------
 
     def action_replay_pause(self) -> None:
-        if isinstance(self.source, ReplayControls):
-            self.source.toggle_pause()
+        if self._replay:
+            self._replay.toggle_pause()
             self._dirty = True
 
     def action_replay_step(self) -> None:
-        if isinstance(self.source, ReplayControls):
-            self.source.step()
+        if self._replay:
+            self._replay.step()
             self._dirty = True
 
     def action_replay_speed(self, factor: float) -> None:
-        if isinstance(self.source, ReplayControls):
-            self.source.change_speed(factor)
+        if self._replay:
+            self._replay.change_speed(factor)
             self._dirty = True

@@ -13,8 +13,9 @@ from vllm_probes import __version__
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
+    from vllm_probes.launch.spec import LaunchSpec
 
-USAGE, NOT_EXECUTABLE, NOT_FOUND = 2, 126, 127
+USAGE, KEEPER_LOST, NOT_EXECUTABLE, NOT_FOUND = 2, 70, 126, 127
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
 
 
@@ -85,8 +86,8 @@ def run(
         raise CliError("No command. Write it behind --: vllm-tui -- vllm serve MODEL", USAGE)
     if not headless:
         _need_terminal()
-    folder = _new_session(command, name, [lever for lever in levers.split(",") if lever], bare)
-    _watch(folder, headless=headless, readonly=readonly, starting=True)
+    folder = _launch(command, name, [lever for lever in levers.split(",") if lever], bare)
+    _watch(folder, headless=headless, readonly=readonly, with_code=True)
 
 
 @cli.command()
@@ -97,7 +98,7 @@ def attach(command: list[str] | None, session: str | None, *, readonly: bool) ->
     """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
     _no_command(command)
     _need_terminal()
-    _watch(_find(session), headless=False, readonly=readonly, starting=False)
+    _watch(_find(session), headless=False, readonly=readonly, with_code=False)
 
 
 @cli.command()
@@ -137,7 +138,8 @@ def demo(command: list[str] | None, *, headless: bool) -> None:
         _need_terminal()
     from vllm_probes.demo import demo_command
 
-    _watch(_new_session(demo_command(), None, [], bare=False), headless=headless, readonly=False, starting=True)
+    folder = _launch(demo_command(), None, [], bare=False)
+    _watch(folder, headless=headless, readonly=False, with_code=True)
 
 
 def _no_command(command: list[str] | None) -> None:
@@ -159,21 +161,34 @@ def _find(session: str | None) -> "SessionFolder":
         raise CliError(str(error)) from None
 
 
-def _new_session(command: list[str], name: str | None, levers: list[str], bare: bool) -> "SessionFolder":
+def _launch(command: list[str], name: str | None, levers: list[str], bare: bool) -> "SessionFolder":
+    """Start the command, then the keeper that watches it: vLLM waits for nothing of ours."""
+    from vllm_probes.keeper.attempts import first_attempt, start_keeper
     from vllm_probes.keeper.folder import FolderError, create
+    from vllm_probes.launch.levers import LeverError
     from vllm_probes.launch.redact import redact_argv
     from vllm_probes.launch.spec import LaunchSpec
 
     _need_executable(command[0])
+    spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=_current_folder())
     if levers:
-        _need_levers(levers, command)
-    spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=str(Path.cwd()))
+        _need_levers(levers, spec)
     try:
-        return create(spec=spec, command=redact_argv(command), name=name, levers=levers, bare=bare)
-    except FolderError as error:
+        folder = create(spec=spec, command=redact_argv(command), name=name, levers=levers, bare=bare)
+        first_attempt(folder, folder.launch()).start()
+        start_keeper(folder)
+    except (FolderError, LeverError) as error:
         raise CliError(str(error)) from None
     except OSError as error:
-        raise CliError(f"The session folder cannot be made: {error.strerror} ({error.filename}).") from None
+        raise CliError(f"The session cannot be started: {error.strerror} ({error.filename}).") from None
+    return folder
+
+
+def _current_folder() -> str:
+    try:
+        return str(Path.cwd())
+    except FileNotFoundError:
+        raise CliError("The current folder does not exist any more: change to another one.") from None
 
 
 def _need_executable(program: str) -> None:
@@ -185,28 +200,25 @@ def _need_executable(program: str) -> None:
     raise CliError(f"{program} was not found: {hint}", NOT_FOUND)
 
 
-def _need_levers(levers: list[str], command: list[str]) -> None:
+def _need_levers(levers: list[str], spec: "LaunchSpec") -> None:
     from vllm_probes.launch.levers import blocked, load_levers
-    from vllm_probes.launch.spec import LaunchSpec
 
     known = load_levers()
     for lever in levers:
         if lever not in known:
             raise CliError(f"There is no lever {lever!r}; there are {', '.join(known)}.", USAGE)
-        if reason := blocked(lever, LaunchSpec(argv=command, env=dict(os.environ), cwd="")):
+        if reason := blocked(lever, spec):
             raise CliError(reason, USAGE)
 
 
-def _watch(folder: "SessionFolder", *, headless: bool, readonly: bool, starting: bool) -> None:
+def _watch(folder: "SessionFolder", *, headless: bool, readonly: bool, with_code: bool) -> None:
     """Show a session until the view closes, then leave with the exit code that it deserves."""
-    from vllm_probes.keeper.client import KeeperError, start_keeper
+    from vllm_probes.keeper.folder import KeeperError
 
-    if starting:
-        start_keeper(folder)
     try:
-        code = _watch_headless(folder) if headless else _watch_app(folder, readonly=readonly, with_code=starting)
+        code = _watch_headless(folder) if headless else _watch_app(folder, readonly=readonly, with_code=with_code)
     except KeeperError as error:
-        raise CliError(str(error), 70) from None
+        raise CliError(str(error), KEEPER_LOST) from None
     sys.exit(code)
 
 
@@ -218,7 +230,7 @@ def _watch_headless(folder: "SessionFolder") -> int:
     model, seen = asyncio.run(headless.follow(folder))
     if not seen:
         click.echo("vllm-tui: the keeper was lost; `vllm-tui attach` starts a new one.", err=True)
-        return closing.KEEPER_LOST
+        return KEEPER_LOST
     return closing.exit_code(model.attempt)
 
 
@@ -229,8 +241,8 @@ def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> i
 
     result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path).run()
     if result is None:
-        return closing.KEEPER_LOST
+        return KEEPER_LOST
     click.echo(closing.summary(result.model, folder.path), err=True)
     if result.leaving == "keeper_lost":
-        return closing.KEEPER_LOST
+        return KEEPER_LOST
     return closing.exit_code(result.model.attempt) if with_code else 0

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from vllm_probes.model import AttemptModel, SessionModel
 
-KEEPER_LOST = 70
-
 
 def exit_code(attempt: AttemptModel | None) -> int:
     """That of the last attempt, 128+n for a signal; 1 where vLLM says 0 although it lost an engine or a worker."""

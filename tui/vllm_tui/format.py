@@ -29,7 +29,7 @@ STATE_LOOKS: dict[State, tuple[str, str]] = {
 _PROCESS_STATES = {
     "R": "runs",
     "S": "sleeps",
-    "D": "waits I/O",
+    "D": "I/O wait",
     "T": "stopped",
     "t": "traced",
     "Z": "zombie",

@@ -6,8 +6,8 @@ import msgspec
 
 from vllm_probes.commands import Command
 from vllm_probes.events import CommandAnswered, Event
-from vllm_probes.keeper.client import Client, KeeperError, connect
-from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.client import Client, connect
+from vllm_probes.keeper.folder import KeeperError, SessionFolder
 
 
 class LiveSource:

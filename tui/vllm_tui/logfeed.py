@@ -19,6 +19,7 @@ class LogFeed:
         self._index: LogIndex | None = None
         self._filtered: FilteredRows | None = None
         self._limit_bytes: int | None = None
+        self._own_clients: list[str] = []
         self.attempt = 0
         """The number of the attempt whose log it is; 0 before the first."""
         self.level: Level | None = None
@@ -30,7 +31,7 @@ class LogFeed:
         """Turn to the log of an attempt; the filter stays."""
         if self._index:
             self._index.close()
-        self.attempt, self._limit_bytes = attempt, None
+        self.attempt, self._limit_bytes, self._own_clients = attempt, None, []
         self._index = LogIndex(self._folder / log)
         self.filter(self.level, self.process)
 
@@ -45,8 +46,9 @@ class LogFeed:
         attempt = model.attempt
         if self._index is None or attempt is None or attempt.number != self.attempt:
             return
-        if model.endpoint:
-            self._index.hide_clients(model.endpoint.own_clients)
+        if model.endpoint and model.endpoint.own_clients != self._own_clients:
+            self._own_clients = model.endpoint.own_clients
+            self._index.hide_clients(self._own_clients)
         if model.disk and model.disk.hole_bytes:
             self._index.set_hole(model.disk.hole_start, model.disk.hole_bytes)
         if not live:

@@ -1,4 +1,7 @@
-"""`python -m vllm_probes.keeper SESSION_FOLDER`: keep one session. Started by the command line, never by people."""
+"""`python -m vllm_probes.keeper FOLDER LOCK`: keep one session. Started by the command line, never by people.
+
+LOCK is an inherited descriptor that holds the session's lock; it stays open as long as this process lives.
+"""
 
 import asyncio
 import os
@@ -6,28 +9,19 @@ import signal
 import sys
 from pathlib import Path
 
-from vllm_probes.keeper.attempts import launch_attempt
 from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.keeper import Keeper
 
 
 def main() -> None:
-    folder = SessionFolder(Path(sys.argv[1]))
-    lock = folder.lock()
-    if lock is None:
-        return
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
-    first = None
-    if not folder.events.exists():
-        launch = folder.launch()
-        first = launch_attempt(folder, launch, 1, launch.levers, clean=False)
-    # Imported after the launch: what the sensors need takes longer to load than vLLM should wait.
-    from vllm_probes.keeper.keeper import Keeper
+    os.set_inheritable(int(sys.argv[2]), False)
+    asyncio.run(keep(SessionFolder(Path(sys.argv[1]))))
 
-    async def keep() -> None:
-        await Keeper(folder, os.getpid()).run(first)
 
-    asyncio.run(keep())
+async def keep(folder: SessionFolder) -> None:
+    await Keeper(folder, os.getpid()).run()
 
 
 if __name__ == "__main__":

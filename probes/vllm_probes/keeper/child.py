@@ -1,54 +1,21 @@
-"""Starts the command under its shim, reads how it ended, and ends the whole tree.
-
-Only standard library at import besides the launch and the tree: the child starts before anything slow is loaded.
-"""
+"""Finds the shim of an attempt, and ends the whole tree below it."""
 
 import asyncio
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
-
-from vllm_probes.launch.spec import LaunchSpec
+from vllm_probes.events import ProcessRef
+from vllm_probes.launch.attempt import SHIM, Pids, read_pids
 from vllm_probes.sensors import tree
 
-if TYPE_CHECKING:
-    from vllm_probes.events import ProcessRef
-
-_Record = TypeVar("_Record")
-
-_SHIM = Path(__file__).parents[1] / "launch" / "shim.py"
 _POLL_S = 0.02
 _WALK_S = 0.2  # a walk reads a file for every thread; in between, only the processes that it found are looked at
 _BEGIN_S = 5.0
 _END_S = 1.0
-
-
-class Pids(msgspec.Struct, frozen=True):
-    """Who runs an attempt. The command's process group has its own pid as id."""
-
-    shim: int
-    command: int
-
-
-class Ending(msgspec.Struct, frozen=True):
-    """How the command ended: a code, a signal, or why it never started (with the code a shell would give)."""
-
-    code: int | None
-    signal: int | None
-    error: str | None
-    time: float
-    """Unix seconds."""
-    mono: float
-    """CLOCK_MONOTONIC seconds."""
 
 
 @dataclass(frozen=True)
@@ -65,37 +32,8 @@ class StopWaits:
 class StopResult:
     """What is left of a tree: processes that not even SIGKILL ended, files under /dev/shm."""
 
-    survivors: "list[ProcessRef]"
+    survivors: list[ProcessRef]
     left_shm: list[str]
-
-
-def start_attempt(spec: LaunchSpec, prefix: Path) -> subprocess.Popen[bytes]:
-    """The shim of a new attempt, which writes PREFIX.log, PREFIX.pid and in the end PREFIX.exit.
-
-    A command that cannot be started is no error here: PREFIX.exit tells.
-
-    Raises:
-        OSError: the folder of the launch is gone, or no process can be made.
-    """
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_SHIM), os.path.abspath(prefix), "--", *spec.argv],
-        env=spec.env,
-        cwd=spec.cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def read_pids(prefix: Path) -> Pids | None:
-    """Who runs the attempt; None before it has begun, and when it never did."""
-    return _read_record(f"{prefix}.pid", Pids)
-
-
-def read_exit(prefix: Path) -> Ending | None:
-    """How the command ended; None while it runs."""
-    return _read_record(f"{prefix}.exit", Ending)
 
 
 def shim_alive(prefix: Path) -> int | None:
@@ -110,7 +48,7 @@ async def stop_tree(
     *,
     kill: Callable[[], bool],
     waits: StopWaits = StopWaits(),
-    on_signal: "Callable[[str, list[ProcessRef]], None]",
+    on_signal: Callable[[str, list[ProcessRef]], None],
 ) -> StopResult:
     """End everything below the shim, politely until `kill` says not to; returns as soon as nothing of it runs.
 
@@ -141,7 +79,7 @@ async def stop_tree(
 class _Family:
     """The processes below a shim, those seen earlier included; a pid counts only together with its start."""
 
-    def __init__(self, shim_pid: int, on_signal: "Callable[[str, list[ProcessRef]], None]") -> None:
+    def __init__(self, shim_pid: int, on_signal: Callable[[str, list[ProcessRef]], None]) -> None:
         self._shim_pid = shim_pid
         self._on_signal = on_signal
         self._start_ticks: dict[int, int | None] = {}
@@ -254,26 +192,13 @@ def _is_resource_tracker(pid: int) -> bool:
     )
 
 
-def _refs(pids: Iterable[int]) -> "list[ProcessRef]":
-    from vllm_probes.events import ProcessRef
-
+def _refs(pids: Iterable[int]) -> list[ProcessRef]:
     return [ProcessRef(pid=pid, process=tree.title(pid), state=tree.state_letter(pid) or "?") for pid in pids]
 
 
 def _prefix_of(shim_pid: int) -> str | None:
     """The prefix in the command line of a process, if it is a shim."""
     match tree.command_line(shim_pid):
-        case [_, "-I", "-S", shim, prefix, "--", *_] if os.path.basename(shim) == _SHIM.name:
+        case [_, "-I", "-S", shim, prefix, "--", *_] if os.path.basename(shim) == SHIM.name:
             return prefix
     return None
-
-
-def _read_record(path: str, record_type: type[_Record]) -> _Record | None:
-    try:
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
-        # bytes of argv that are no UTF-8 are lone surrogates by now, which no event could carry
-        text = json.dumps(record, ensure_ascii=False).encode(errors="replace")
-        return msgspec.json.decode(text, type=record_type)
-    except (OSError, ValueError, msgspec.MsgspecError):
-        return None

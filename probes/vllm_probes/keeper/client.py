@@ -1,36 +1,18 @@
 """The other end of the socket: find or start the keeper of a session, follow it, give it commands."""
 
 import asyncio
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from vllm_probes import commands
 from vllm_probes.events import CommandAnswered, Event, decode
+from vllm_probes.keeper.attempts import start_keeper
 from vllm_probes.keeper.control import READ_BYTES, short_path
-from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.folder import KeeperError, SessionFolder
 
 START_TIMEOUT_S = 15.0
 POLL_S = 0.01
-
-
-class KeeperError(Exception):
-    """The keeper does not answer; the text says what to do."""
-
-
-def start_keeper(folder: SessionFolder) -> "subprocess.Popen[bytes]":
-    """Start a keeper for this session; it outlives us. One that finds another at work ends at once."""
-    with folder.keeper_log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "vllm_probes.keeper", str(folder.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
-        )
 
 
 class Client:
@@ -109,8 +91,7 @@ async def connect(folder: SessionFolder, *, headless: bool = False) -> Client:
             client = Client(reader, writer)
             await client.send(commands.Hello(headless=headless))
             return client
-        if keeper is None and not folder.has_keeper():
-            keeper = start_keeper(folder)
+        keeper = keeper or start_keeper(folder)
         if keeper is not None and keeper.poll() not in (None, 0):
             break
         await asyncio.sleep(POLL_S)

@@ -33,6 +33,10 @@ class FolderError(Exception):
     """A session folder that cannot be made, found or read; the text says what to do."""
 
 
+class KeeperError(Exception):
+    """The keeper of a session does not answer; the text says what to do."""
+
+
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """`meta.json`: enough to list a session without reading its recording."""
 

@@ -24,17 +24,19 @@ from vllm_probes.events import (
 )
 from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper import child
-from vllm_probes.keeper.attempts import Launched, launch_attempt, started
+from vllm_probes.keeper.attempts import Attempt, first_attempt, next_attempt
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
+from vllm_probes.launch.attempt import read_exit, read_pids
 from vllm_probes.launch.levers import LeverError, blocked, load_levers
 from vllm_probes.sensors import files, tree
 
 LOG_INTERVAL_S = 0.1
 LOOK_INTERVAL_S = 1.0
 DISK_INTERVAL_S = 10.0
+SHIM_START_S = 10.0
 LINGER_S = 5.0
 """How long a keeper without a tree and without views waits for somebody."""
 
@@ -57,9 +59,9 @@ class Keeper:
         self._tasks = asyncio.TaskGroup()
         self._failures: set[str] = set()
 
-    async def run(self, first: Launched | None) -> None:
+    async def run(self) -> None:
         """Keep the session until nothing of it runs and nobody looks at it."""
-        self._begin(first)
+        await self._begin()
         server = await self._server.start()
         try:
             async with self._tasks:
@@ -79,7 +81,7 @@ class Keeper:
 
     # --- begin and end ----------------------------------------------------------------------------------------------
 
-    def _begin(self, first: Launched | None) -> None:
+    async def _begin(self) -> None:
         is_new = self._stream.is_new
         if is_new:
             meta = self._folder.meta()
@@ -98,15 +100,25 @@ class Keeper:
         attempt = self._stream.model.attempt
         replaced = attempt is not None and not attempt.over
         self._stream.publish(KeeperStarted(**self._stream.stamp(), pid=self._pid, replaced=replaced))
-        if first is not None:
+        if attempt is None:
+            shim_pid = await self._first_shim_pid()
             self._stream.begin_attempt()
-            self._follow(first)
+            self._follow(first_attempt(self._folder, self._launch), shim_pid)
         elif replaced:
             self._watch_attempt()
 
-    def _follow(self, launched: Launched) -> None:
-        self._shim = launched.shim
-        self._stream.publish(started(launched, self._stream.stamp()))
+    async def _first_shim_pid(self) -> int | None:
+        """The first attempt is launched by the command line before there is a keeper; its shim says who it is."""
+        prefix = self._folder.attempt(1)
+        deadline = time.monotonic() + SHIM_START_S
+        while time.monotonic() < deadline and read_exit(prefix) is None:
+            if pids := read_pids(prefix):
+                return pids.shim
+            await asyncio.sleep(0.01)
+        return None
+
+    def _follow(self, attempt: Attempt, shim_pid: int | None) -> None:
+        self._stream.publish(attempt.started(shim_pid, self._stream.stamp()))
         self._kill.clear()
         self._watch_attempt()
         self._note_outsider()
@@ -185,8 +197,8 @@ class Keeper:
         if attempt is None:
             return
         prefix = self._folder.attempt(attempt.number)
-        shim_pid = self._shim_pid(attempt.launch.shim_pid)
-        ending = child.read_exit(prefix)
+        shim_pid = self._shim_pid()
+        ending = read_exit(prefix)
         if attempt.ended is None and (ending or shim_pid is None):
             watch.drain_log()
             error = ending.error if ending else "Its shim was killed: the exit code is not known."
@@ -202,12 +214,11 @@ class Keeper:
         if shim_pid is None and self._stopping is None:
             await self._tree_ended()
 
-    def _shim_pid(self, pid: int) -> int | None:
-        """The shim's pid while it runs; a shim that we started ourselves is reaped here."""
-        if self._shim is not None and self._shim.pid == pid:
-            return pid if self._shim.poll() is None else None
-        attempt = self._stream.model.attempt
-        return child.shim_alive(self._folder.attempt(attempt.number)) if attempt else None
+    def _shim_pid(self) -> int | None:
+        """The pid of the attempt's shim while it runs; one that we started ourselves is reaped here."""
+        if self._shim is not None:
+            return self._shim.pid if self._shim.poll() is None else None
+        return child.shim_alive(self._folder.attempt(self._stream.attempt))
 
     async def _tree_ended(self, result: child.StopResult | None = None) -> None:
         watch, self._watch = self._watch, None
@@ -282,7 +293,7 @@ class Keeper:
         if attempt is None or attempt.over:
             return
         self._stream.publish(StopRequested(**self._stream.stamp(), by=by, kill=self._kill.is_set()))
-        shim_pid = self._shim_pid(attempt.launch.shim_pid)
+        shim_pid = self._shim_pid()
         result = None
         if shim_pid is not None:
             result = await child.stop_tree(shim_pid, kill=self._kill.is_set, on_signal=self._signalled)
@@ -296,9 +307,12 @@ class Keeper:
     async def _relaunch(self, command: commands.Relaunch) -> None:
         self._kill.clear()
         await self._stop("relaunch")
-        number = self._stream.begin_attempt()
+        number = self._stream.attempt + 1
         try:
-            self._follow(launch_attempt(self._folder, self._launch, number, command.levers, clean=command.clean))
+            attempt = next_attempt(self._folder, self._launch, number, command.levers, clean=command.clean)
+            self._shim = attempt.start()
+            self._stream.begin_attempt()
+            self._follow(attempt, self._shim.pid)
         except (LeverError, OSError) as error:
             what = f"It could not be started again: {error}"
             self._trouble(what, "Nothing runs now; mend that and press R.", "error")

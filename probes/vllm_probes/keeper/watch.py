@@ -52,7 +52,7 @@ class Watch:
         self._log_path = folder.path / attempt.launch.log
         self._log = LogSensor(self._log_path, rules, redact_text)
         self._resume = _resume_point(stream)
-        self._processes = processes.ProcessSensor(attempt.launch.shim_pid)
+        self._processes = processes.ProcessSensor(attempt.launch.shim_pid or 0)
         self._endpoint = EndpointSensor()
         self._address: Address | None = None
         self._listening = False

@@ -16,9 +16,9 @@ from vllm_tui.widgets.rows import Rows
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer: the key that gives it, and what the dialog returns."""
+    """One answer: the keys that give it, the first of which is shown, and what the dialog returns."""
 
-    key: str
+    keys: str
     label: str
     value: str
 
@@ -40,7 +40,7 @@ class Question(ModalScreen[str | None]):
 
     def on_key(self, event: Key) -> None:
         for choice in self._choices:
-            if event.key == choice.key or event.character == choice.key:
+            if event.key in choice.keys.split(","):
                 event.stop()
                 self.dismiss(choice.value)
                 return
@@ -56,7 +56,10 @@ class ChoiceRow(Rows):
 
     def __init__(self, choices: Sequence[Choice]) -> None:
         super().__init__(id="question-choices")
-        entries = [choice_entry(choice.key, choice.label, f"screen.choose('{choice.value}')") for choice in choices]
+        entries = [
+            choice_entry(choice.keys.partition(",")[0], choice.label, f"screen.choose('{choice.value}')")
+            for choice in choices
+        ]
         entries.append(choice_entry("Esc", "cancel", "screen.dismiss(None)"))
         self.show_rows([Content("   ").join(entries)])
 

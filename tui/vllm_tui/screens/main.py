@@ -25,7 +25,7 @@ class MainScreen(Screen[None]):
 
     def __init__(self, feed: LogFeed) -> None:
         super().__init__()
-        self._feed = feed
+        self.log_pane = LogPane(feed, id="log-pane")
 
     class Opened(Message):
         """Every part of the screen is there and can be shown something."""
@@ -42,12 +42,8 @@ class MainScreen(Screen[None]):
         with Container(id="panels"):
             yield ProcessTable(id="processes")
             yield EnginePanel(id="engine")
-        yield LogPane(self._feed, id="log-pane")
+        yield self.log_pane
         yield KeyBar(id="key-bar")
-
-    @property
-    def log_pane(self) -> LogPane:
-        return self.query_one(LogPane)
 
     def show(self, situation: Situation) -> None:
         """Show another moment."""

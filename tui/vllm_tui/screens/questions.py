@@ -24,8 +24,8 @@ def stop(situation: Situation) -> Question | None:
         return None
     if situation.stopping:
         body = [Content("It has been asked to stop and still runs. SIGKILL ends it at once; nothing is cleaned up.")]
-        return Question("Kill vLLM?", body, [Choice("enter", "kill", "kill")])
-    return Question("Stop vLLM?", [*what_runs(situation)], [Choice("enter", "stop", "stop")])
+        return Question("Kill vLLM?", body, [Choice("enter,y", "kill", "kill")])
+    return Question("Stop vLLM?", [*what_runs(situation)], [Choice("enter,y", "stop", "stop")])
 
 
 def leave(situation: Situation) -> Question:
@@ -54,7 +54,7 @@ def what_runs(situation: Situation) -> Body:
     engines = situation.model.endpoint.engines if situation.model.endpoint else []
     running, waiting = total(engines, "running"), total(engines, "waiting")
     if running or waiting:
-        return [Content(f"{number(running)} requests run and {number(waiting)} wait; they would fail.")]
+        return [Content(f"A stop would end {number(running)} running and {number(waiting)} waiting requests.")]
     return [Content(f"It is {attempt.state.replace('_', ' ')}; no request runs.")]
 
 
@@ -85,8 +85,8 @@ def relaunch_title(situation: Situation, levers: Sequence[str], *, clean: bool) 
 
 def relaunch_choices(company: Sequence[str]) -> list[Choice]:
     if not company:
-        return [Choice("enter", "relaunch", "relaunch")]
-    return [Choice("enter", f"with {company[0]}", f"relaunch+{company[0]}"), Choice("o", "without", "relaunch")]
+        return [Choice("enter,y", "relaunch", "relaunch")]
+    return [Choice("enter,y", f"with {company[0]}", f"relaunch+{company[0]}"), Choice("o", "without", "relaunch")]
 
 
 def change_rows(situation: Situation, levers: Sequence[str], *, clean: bool) -> Body:

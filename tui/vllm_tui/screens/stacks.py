@@ -16,6 +16,7 @@ from vllm_tui.stackfiles import Frame, Thread, read_threads
 from vllm_tui.widgets.rows import cell
 
 CALL_WIDTH = 36
+COPY_WIDTH = 200
 
 
 class StacksPage(Page):
@@ -63,9 +64,9 @@ class StacksPage(Page):
         captured = self._shown = self.captured
         if captured is None:
             return [Content(""), Content.styled("  Waiting for the stacks…", "dim")]
-        return [row for stack in captured.stacks for row in self._process_rows(stack)]
+        return [row for stack in captured.stacks for row in self._process_rows(stack, width)]
 
-    def _process_rows(self, stack: StackFile) -> list[Content]:
+    def _process_rows(self, stack: StackFile, width: int) -> list[Content]:
         head = Content.assemble((f" {printable(stack.process)}", "bold $text-accent"), (f"  pid {stack.pid}", "dim"))
         if stack.file is None:
             return [head, error_row(stack.error or "no stacks"), Content("")]
@@ -80,7 +81,7 @@ class StacksPage(Page):
         more = f"  + {plural(hidden, 'thread')}" if hidden else ""
         return [
             Content.assemble(head, (more, "dim")),
-            *(row for thread in shown for row in thread_rows(thread)),
+            *(row for thread in shown for row in thread_rows(thread, width)),
             Content(""),
         ]
 
@@ -93,7 +94,7 @@ class StacksPage(Page):
         self.fill(self.size.width)
 
     def action_copy(self) -> None:
-        self.app.copy_to_clipboard("\n".join(row.plain.rstrip() for row in self.page_rows(self.size.width)))
+        self.app.copy_to_clipboard("\n".join(row.plain.rstrip() for row in self.page_rows(COPY_WIDTH)))
         self.app.notify("The stacks are copied.", markup=False)
 
 
@@ -101,15 +102,20 @@ def error_row(text: str) -> Content:
     return Content.styled(f"   ✖ {printable(text)}", "$text-error")
 
 
-def thread_rows(thread: Thread) -> list[Content]:
+def thread_rows(thread: Thread, width: int) -> list[Content]:
     """One thread: its name and what it is at, then its calls."""
     marks = ["active" if thread.active else "idle", *(["holds the GIL"] if thread.owns_gil else [])]
     name = printable(thread.thread_name or f"thread {thread.thread_id:#x}")
     head = Content.assemble(f"   {name}", (f"  {', '.join(marks)}", "bold" if thread.active else "dim"))
-    return [head, *(frame_row(frame) for frame in thread.frames)]
+    return [head, *(frame_row(frame, width) for frame in thread.frames)]
 
 
-def frame_row(frame: Frame) -> Content:
-    name = printable(frame.name)
-    call = cell(name, max(CALL_WIDTH, len(name)), "" if frame.own else "dim")
-    return Content.assemble("     ", call, "  ", (printable(frame.place), "dim"))
+def frame_row(frame: Frame, width: int) -> Content:
+    """Function and place; of a place that is too long the end stays, since it has the line."""
+    call_width = min(CALL_WIDTH, width // 2 - 4)
+    room = width - call_width - 7
+    place = printable(frame.place)
+    place = place if len(place) <= room else "…" + place[len(place) - room + 1 :]
+    return Content.assemble(
+        "     ", cell(printable(frame.name), call_width, "" if frame.own else "dim"), "  ", (place, "dim")
+    )

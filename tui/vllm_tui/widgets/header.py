@@ -1,5 +1,6 @@
 """The top of the screen: state, command, launch and up-time, and what the start-up is doing."""
 
+import time
 from collections.abc import Sequence
 
 from textual.content import Content
@@ -46,14 +47,14 @@ def state_mark(situation: Situation) -> Content:
 
 
 def title_right(situation: Situation) -> Content:
-    """`REPLAY 4x · attempt 2 · eager ✓ · 2 debug settings   up 0:12:41`."""
+    """`REPLAY 4x 12:41:05 · attempt 2 · eager ✓ · 2 debug settings   up 0:12:41`."""
     attempt = situation.attempt
     if attempt is None:
         return Content("")
     up = Content.assemble(("up " if situation.command_runs else "ran ", "dim"), clock(situation.up_s or 0.0), " ")
     launch = [replay_mark(situation), Content(f"attempt {attempt.number}"), *lever_marks(attempt)]
     launch.append(extra_settings(situation.model.debug_settings))
-    if situation.readonly:
+    if situation.readonly and not situation.pace:
         launch.append(Content.styled("read-only", "$text-warning"))
     return Content.assemble(joined(launch), "   ", up)
 
@@ -63,7 +64,8 @@ def replay_mark(situation: Situation) -> Content:
     if pace is None:
         return Content("")
     how = "over" if pace.over else "paused" if pace.paused else f"{pace.speed:g}x"
-    return Content.styled(f"REPLAY {how}", "bold $text-accent")
+    at = time.strftime("%H:%M:%S", time.localtime(situation.model.time))
+    return Content.styled(f"REPLAY {how} {at}", "bold $text-accent")
 
 
 def lever_marks(attempt: AttemptModel) -> list[Content]:
@@ -100,7 +102,7 @@ def activity_row(situation: Situation) -> Content | None:
     since = attempt.phase.mono if attempt.phase else attempt.state_since_mono
     label = attempt.phase.label if attempt.phase and attempt.state != "stopping" else attempt.state_reason
     parts = [
-        Content.styled(printable(label or "waiting for the first line of the log"), ""),
+        Content.styled(printable(label or "no step of the start-up in the log yet"), ""),
         progress_mark(attempt.progress) if attempt.progress else Content(""),
         Content.styled(f"for {duration(situation.now - since)}", "dim"),
     ]

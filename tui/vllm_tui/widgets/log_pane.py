@@ -4,10 +4,11 @@ import asyncio
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import Key
-from textual.widgets import Input
+from textual.message import Message
+from textual.widgets import Input, Static
 
 from vllm_probes.events import Level
 from vllm_tui.format import plural, printable
@@ -34,14 +35,12 @@ class LogPane(Vertical):
         self._names: dict[str, str] = {}
         """Name of every process that was seen, by its pid."""
 
+        self.view = LogView(id="log")
+
     def compose(self) -> ComposeResult:
         yield Title(id="log-title")
-        yield LogView(id="log")
+        yield self.view
         yield LineDetail(id="line-detail", classes="-closed")
-
-    @property
-    def view(self) -> LogView:
-        return self.query_one(LogView)
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
@@ -189,8 +188,8 @@ class LogPane(Vertical):
         view.go_to(row, centred=True)
 
     def open_search(self) -> None:
-        if not self.query(SearchLine):
-            self.mount(SearchLine(self._needle))
+        if not self.query(SearchBar):
+            self.mount(SearchBar(self._needle))
 
     @on(Input.Submitted)
     def _search_submitted(self, event: Input.Submitted) -> None:
@@ -199,8 +198,11 @@ class LogPane(Vertical):
         self.close_search()
         self.find(backwards=self.view.following, inclusive=True)
 
+    def on_search_line_closed(self) -> None:
+        self.close_search()
+
     def close_search(self) -> None:
-        self.query(SearchLine).remove()
+        self.query(SearchBar).remove()
         self.view.focus()
 
     def find(self, *, backwards: bool, inclusive: bool = False) -> None:
@@ -238,26 +240,37 @@ class LogPane(Vertical):
     def on_key(self, event: Key) -> None:
         if event.key == "escape":
             self.query_one(LineDetail).close()
-            if self._needle and not self.query(SearchLine):
+            if self._needle and not self.query(SearchBar):
                 self._needle = ""
                 self.view.highlight("")
 
 
+class SearchBar(Horizontal):
+    """Below the log while a search is typed."""
+
+    def __init__(self, needle: str) -> None:
+        super().__init__(id="search")
+        self._needle = needle
+
+    def compose(self) -> ComposeResult:
+        yield Static(Content.styled(" /", "bold"))
+        yield SearchLine(self._needle)
+
+
 class SearchLine(Input):
-    """Where the text to look for is typed; Esc closes it."""
+    """The text to look for; Esc closes it."""
 
     BINDINGS = [("escape", "close", "close")]
 
+    class Closed(Message):
+        """The user does not want to search."""
+
     def __init__(self, needle: str) -> None:
-        super().__init__(
-            value=needle, placeholder="search the log, whatever the case; Enter finds, Esc closes", id="search"
-        )
+        super().__init__(value=needle, placeholder="search the log, whatever the case; Enter finds, Esc closes")
         self.cursor_blink = False
 
     def on_mount(self) -> None:
         self.focus()
 
     def action_close(self) -> None:
-        pane = self.parent
-        assert isinstance(pane, LogPane)
-        pane.close_search()
+        self.post_message(self.Closed())

@@ -23,35 +23,39 @@ _LEVEL_STYLES = {
 _MATCH = "reverse bold"
 
 
-def styled_line(line: LogLine, needle: str = "") -> Content:
-    """The text of a line with its styles; every occurrence of `needle` stands out."""
-    content = _styled(line.text, line.level in ("error", "critical"))
+def styled_line(line: LogLine, needle: str = "", *, compact: bool = False) -> Content:
+    """The text of a line with its styles; every occurrence of `needle` stands out.
+
+    `compact` is for narrow screens: of vLLM's long prefix only process, time and a level worse than INFO stay.
+    """
+    content = _styled(line.text, line.level in ("error", "critical"), compact)
     if needle:
-        for match in re.finditer(re.escape(needle), line.text, re.IGNORECASE):
+        for match in re.finditer(re.escape(needle), content.plain, re.IGNORECASE):
             content = content.stylize(_MATCH, *match.span())
     return content
 
 
 @lru_cache(maxsize=4096)
-def _styled(text: str, alarming: bool) -> Content:
+def _styled(text: str, alarming: bool, compact: bool) -> Content:
     parsed = parse_line(text)
-    content = Content(text)
+    head, message = _split(text, parsed)
+    head_style = process_style(parsed.process, parsed.rank) if parsed.process else _HEAD
     message_style = "$text-error" if alarming else _LEVEL_STYLES.get(parsed.level or "", "")
-    if message_style:
-        content = content.stylize(message_style)
-    head_length = _head_length(text, parsed)
-    if head_length:
-        content = content.stylize(_HEAD, 0, head_length)
-    if parsed.process and (end := text.find(")")) > 0 and text.startswith("("):
-        content = content.stylize(process_style(parsed.process, parsed.rank), 0, end + 1)
-    return content
+    if compact and parsed.shape == "vllm":
+        level = f"{parsed.level.upper()} " if parsed.level and parsed.level != "info" else ""
+        clock = f"{(parsed.stamp or '').rpartition(' ')[2]} "
+        return Content.assemble(
+            (f"{parsed.process or ''} ".lstrip(), head_style), (clock, _HEAD), (level + message, message_style)
+        )
+    name_end = head.find(")") + 1 if parsed.process and head.startswith("(") else 0
+    return Content.assemble((head[:name_end], head_style), (head[name_end:], _HEAD), (message, message_style))
 
 
-def _head_length(text: str, parsed: ParsedLine) -> int:
-    """Where the message begins, for lines of which the parser cut something off; 0 where it did not."""
+def _split(text: str, parsed: ParsedLine) -> tuple[str, str]:
+    """What the parser took for the prefix, and the message."""
     if parsed.shape == "plain" or not text.endswith(parsed.message):
-        return 0
-    return len(text) - len(parsed.message)
+        return "", text
+    return text[: len(text) - len(parsed.message)], parsed.message
 
 
 def process_style(process: str, rank: int | None) -> str:

@@ -14,6 +14,7 @@ from vllm_tui.widgets.log_style import styled_line
 
 SIDE_STEP = 20
 WHEEL_STEP = 3
+COMPACT_BELOW_CELLS = 100
 
 
 class LogView(Widget, can_focus=True):
@@ -195,7 +196,7 @@ class LogView(Widget, can_focus=True):
         return strips[0] if strips else Strip.blank(width, self.rich_style)
 
     def _row_content(self, line: LogLine, selected: bool, width: int) -> Content:
-        text = styled_line(line, self._needle)
+        text = styled_line(line, self._needle, compact=width < COMPACT_BELOW_CELLS)
         shown = text[self._left : self._left + width + 1] if self._left else text[: width + 1]
         return Content.assemble("▌" if selected else " ", shown)
 

@@ -13,7 +13,7 @@ from vllm_tui.widgets.rows import Panel
 FEW_FREE_BYTES = 1 << 30
 MAX_ROWS = 8
 _LOOKS = {
-    "error": ("✖", "$text-error"),
+    "error": ("✖", "bold $text-error"),
     "warning": ("▲", "$text-warning"),
     "info": ("•", "$text-accent"),
 }
@@ -40,7 +40,7 @@ def notice_rows(severity: str, text: str, width: int) -> list[Content]:
 def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     """(severity, sentence) of everything that the user should know now."""
     if situation.connection == "lost":
-        yield "error", "The keeper of this session is gone; vLLM itself runs on. Looking for a new keeper…"
+        yield "error", lost_sentence(situation)
     if attempt := situation.attempt:
         yield from ending_notices(attempt)
         yield from lever_notices(attempt)
@@ -48,6 +48,12 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     yield from trouble_notices(situation)
     if count := situation.model.unknown_line_count:
         yield "info", f"{plural(count, 'line')} of the recording could not be read by this version."
+
+
+def lost_sentence(situation: Situation) -> str:
+    if situation.attempt is None:
+        return "No keeper answers; keeper.log in the session folder says why. Trying again…"
+    return "The keeper of this session is gone; vLLM itself runs on. Looking for a new keeper…"
 
 
 def ending_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
@@ -86,7 +92,7 @@ def ending_sentence(attempt: AttemptModel) -> str:
     assert attempt.ended is not None
     if attempt.ended.error:
         return f"The command did not start: {attempt.ended.error}"
-    how = ending(attempt.ended.code, attempt.ended.signal)
+    how = "was stopped" if attempt.stop else ending(attempt.ended.code, attempt.ended.signal)
     after = duration(attempt.ended.mono - attempt.started_mono)
     return f"{command_name(attempt)} {how} after {after}. R starts it again, q leaves."
 
@@ -96,7 +102,8 @@ def command_name(attempt: AttemptModel) -> str:
     argv = attempt.launch.command
     if attempt.launch.expects_vllm and ("serve" in argv or any("api_server" in word for word in argv)):
         return "APIServer"
-    return argv[0].rsplit("/", 1)[-1] if argv else "The command"
+    script = next((word for word in argv if word.endswith((".py", ".sh"))), argv[0] if argv else "The command")
+    return script.rsplit("/", 1)[-1]
 
 
 def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,10 @@ class Rows(Widget):
         if len(before) != len(self._rows):
             self._strips.clear()
             self.refresh(layout=True)
-            return
+        elif self.size.width:
+            self._refresh_rows(before)
+
+    def _refresh_rows(self, before: Sequence[Content]) -> None:
         for y, (old, new) in enumerate(zip(before, self._rows, strict=True)):
             if not old.is_same(new):
                 self._refresh_row(y)

@@ -18,17 +18,8 @@ from tests.ui_source import (
     until,
 )
 from vllm_probes.commands import Stop
-from vllm_probes.events import (
-    Change,
-    DebugSetting,
-    DiskSampled,
-    Exited,
-    Finding,
-    LeverChecked,
-    ProcessRef,
-    TreeEnded,
-    TroubleNoted,
-)
+from vllm_probes.events import DiskSampled, Exited, LeverChecked, TreeEnded, TroubleNoted
+from vllm_probes.rows import Change, DebugSetting, Finding, ProcessRef
 from vllm_tui.screens.main import MainScreen
 
 

@@ -14,10 +14,8 @@ from tests.ui_source import (
     until,
 )
 from vllm_probes.commands import CaptureStacks
-from vllm_probes.events import (
-    StackFile,
-    StacksCaptured,
-)
+from vllm_probes.events import StacksCaptured
+from vllm_probes.rows import StackFile
 from vllm_tui.screens.main import MainScreen
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_probes import commands, events
+from vllm_probes import commands, events, rows
 
 STAMP = events.Stamp(time=1700000000.5, mono=12.25, node="n1", attempt=1)
 
@@ -28,7 +28,7 @@ def test_a_line_carries_the_common_fields_and_its_kind() -> None:
 
 
 def test_a_finding_writes_class_and_every_field() -> None:
-    finding = events.Finding(
+    finding = rows.Finding(
         rule=None, class_="other", role="cause", severity="error", file="f", line_number=3, line="x", why="", fix=""
     )
     written = json.loads(events.encode(events.Exited(**STAMP, code=1, signal=None, findings=[finding])))
@@ -60,7 +60,7 @@ def test_unknown_fields_are_skipped() -> None:
 
 @given(st.text(), st.floats(0, 1e12), st.integers(0, 1 << 62))
 def test_every_text_survives_the_way_there_and_back(text: str, number: float, size: int) -> None:
-    row = events.ProcessRow(pid=1, parent_pid=0, started=number, process=text, read_bytes=size)
+    row = rows.ProcessRow(pid=1, parent_pid=0, started=number, process=text, read_bytes=size)
     event = events.ProcessesSampled(**STAMP, rows=[row], gone=[size])
     assert events.decode(events.encode(event)) == event
 

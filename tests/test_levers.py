@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_probes.events import Change, DebugSetting
 from vllm_probes.launch import levers
 from vllm_probes.launch.levers import LeverError, Plan, blocked, check_arrival, load_levers, unset_line
 from vllm_probes.launch.spec import LaunchSpec
+from vllm_probes.rows import Change, DebugSetting
 
 DUMPS = "/s/coredumps"
 ALL = ["eager", "launch-blocking", "coredump"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.ui_source import Script, ScriptedSource, row, running, screen_text, shows, until
-from vllm_probes.logrows import LogLine
+from vllm_probes.log.rows import LogLine
 from vllm_tui.widgets.log_style import process_style, styled_line
 from vllm_tui.widgets.log_view import LogView
 

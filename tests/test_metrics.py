@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from vllm_probes.events import EngineSample
 from vllm_probes.judges.metrics import parse_metrics
+from vllm_probes.rows import EngineSample
 
 LABELS = ["model_name", "engine"]
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Spawn, WaitFor
-from vllm_probes.events import ProcessRow
 from vllm_probes.judges.address import Address
+from vllm_probes.rows import ProcessRow
 from vllm_probes.sensors import processes
 from vllm_probes.sensors.processes import ProcessSensor, difference, environ, listens, strangers
 

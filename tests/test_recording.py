@@ -4,17 +4,9 @@ import os
 import resource
 from pathlib import Path
 
-from vllm_probes.events import (
-    EndpointSampled,
-    EngineSample,
-    LogSampled,
-    ProcessesSampled,
-    ProcessRow,
-    Stamp,
-    StateChanged,
-    decode,
-)
+from vllm_probes.events import EndpointSampled, LogSampled, ProcessesSampled, Stamp, StateChanged, decode
 from vllm_probes.keeper.recording import Recorder, SampleFilter, read_events
+from vllm_probes.rows import EngineSample, ProcessRow
 
 
 def stamp(mono: float) -> Stamp:

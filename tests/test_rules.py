@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_probes.judges.literals import fixed_texts
 from vllm_probes.judges.rules import Rule, RuleError, RuleSet, load_rules
-from vllm_probes.logline import clean, parse_line
+from vllm_probes.log.line import clean, parse_line
 
 RULES = load_rules()
 SAMPLES = [(rule.id, sample) for rule in RULES.by_id.values() for sample in rule.samples]

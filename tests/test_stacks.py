@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Spawn, WaitFor
-from vllm_probes.events import ProcessRef, StackFile
+from vllm_probes.rows import ProcessRef, StackFile
 from vllm_probes.sensors import stacks
 from vllm_probes.sensors.stacks import capture, explain, find_py_spy
 

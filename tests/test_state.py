@@ -13,14 +13,11 @@ from vllm_probes.events import (
     CommandEnded,
     Conclusion,
     EndpointSampled,
-    EngineSample,
     Event,
     Exited,
     LogRecorded,
     PhaseChanged,
     ProcessesSampled,
-    ProcessRef,
-    ProcessRow,
     ProgressChanged,
     Stamp,
     StateChanged,
@@ -29,6 +26,7 @@ from vllm_probes.events import (
 )
 from vllm_probes.judges.rules import load_rules
 from vllm_probes.judges.state import PHASES, Memory, step
+from vllm_probes.rows import EngineSample, ProcessRef, ProcessRow
 
 RULES = load_rules().by_id
 

@@ -16,14 +16,11 @@ from vllm_probes.events import (
     CommandAnswered,
     CommandEnded,
     EndpointSampled,
-    EngineSample,
     Event,
     LogSampled,
     ModelRestored,
     PhaseChanged,
     ProcessesSampled,
-    ProcessRef,
-    ProcessRow,
     ProgressChanged,
     SessionStarted,
     StateChanged,
@@ -31,6 +28,7 @@ from vllm_probes.events import (
     TreeEnded,
 )
 from vllm_probes.model import SessionModel, snapshot
+from vllm_probes.rows import EngineSample, ProcessRef, ProcessRow
 from vllm_tui.app import VllmTui
 from vllm_tui.screens.dialog import Question
 

@@ -13,10 +13,8 @@ from vllm_probes.events import (
     ENDED_STATES,
     AttemptStarted,
     CommandEnded,
-    DebugSetting,
     DiskSampled,
     EndpointSampled,
-    EngineSample,
     Event,
     Exited,
     FileAppeared,
@@ -27,8 +25,6 @@ from vllm_probes.events import (
     ModelRestored,
     PhaseChanged,
     ProcessesSampled,
-    ProcessRef,
-    ProcessRow,
     ProgressChanged,
     SessionStarted,
     StacksCaptured,
@@ -38,6 +34,7 @@ from vllm_probes.events import (
     TreeEnded,
     TroubleNoted,
 )
+from vllm_probes.rows import DebugSetting, EngineSample, ProcessRef, ProcessRow
 
 HISTORY_LENGTH = 240
 NOTES_LENGTH = 50

@@ -18,13 +18,11 @@ from vllm_probes.events import (
     AttemptStarted,
     CommandEnded,
     EndpointSampled,
-    EngineSample,
     Event,
     Exited,
     KeeperStarted,
     LogSampled,
     ProcessesSampled,
-    ProcessRow,
     SessionStarted,
     Stamp,
     StateChanged,
@@ -33,6 +31,7 @@ from vllm_probes.events import (
 from vllm_probes.keeper.folder import Meta, SessionFolder, boot_id, create
 from vllm_probes.keeper.recording import Recorder, SampleFilter
 from vllm_probes.launch.spec import LaunchSpec
+from vllm_probes.rows import EngineSample, ProcessRow
 from vllm_probes.sensors.processes import difference
 
 DAY_S = 24 * 3600

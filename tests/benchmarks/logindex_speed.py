@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vllm_probes.events import Stamp
 from vllm_probes.judges.rules import load_rules
-from vllm_probes.logindex import LogIndex
+from vllm_probes.log.index import LogIndex
 from vllm_probes.sensors.logfile import LogSensor
 
 LINES = 1_000_000

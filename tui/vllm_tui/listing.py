@@ -5,8 +5,8 @@ import time
 
 import msgspec
 
-from vllm_probes.events import ProcessRow
 from vllm_probes.keeper.catalogue import SessionRow, rows
+from vllm_probes.rows import ProcessRow
 from vllm_probes.sensors.processes import strangers
 from vllm_tui.format import duration
 

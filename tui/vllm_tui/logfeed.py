@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from vllm_probes.events import Level
-from vllm_probes.logindex import LogIndex
-from vllm_probes.logrows import FilteredRows, LogRows
+from vllm_probes.log.index import LogIndex
+from vllm_probes.log.rows import FilteredRows, LogRows
 from vllm_probes.model import SessionModel
+from vllm_probes.rows import Level
 
 REFRESH_BYTES = 8 << 20
 FILTER_BYTES = 2 << 20

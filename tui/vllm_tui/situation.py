@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vllm_probes.events import ProcessRef
 from vllm_probes.model import AttemptModel, SessionModel
+from vllm_probes.rows import ProcessRef
 
 Connection = Literal["waiting", "live", "lost", "recording"]
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from vllm_probes.events import EngineSample
+from vllm_probes.rows import EngineSample
 
 _SERIES: dict[str, tuple[str, ...]] = {
     "running": ("num_requests_running",),

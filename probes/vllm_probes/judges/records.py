@@ -1,6 +1,6 @@
 """Lines of a log put together to records: a message over several lines, a traceback with its exception.
 
-Lines are cleaned (`logline.clean`) and numbered; nothing here reads a file or a clock.
+Lines are cleaned (`log.line.clean`) and numbered; nothing here reads a file or a clock.
 """
 
 import re
@@ -8,8 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from vllm_probes.events import Level
-from vllm_probes.logline import TRACEBACK, ParsedLine, Shape, parse_line
+from vllm_probes.log.line import TRACEBACK, ParsedLine, Shape, parse_line
+from vllm_probes.rows import Level
 
 __all__ = ["ParsedLine", "Record", "RecordAssembler", "Statement", "parse_line"]
 

@@ -2,7 +2,7 @@
 
 A rule is a `[[rule]]` of a TOML file in `rules/` or in a folder of the user's own. Its pattern is searched in the
 message of a vLLM, JSON, uvicorn or logging record, that is without prefix; in what a library printed (torch, tqdm, …)
-without the library's stamp; in other lines as they are, without process prefix (`logline.parse_line`). A traceback is
+without the library's stamp; in other lines as they are, without process prefix (`log.line.parse_line`). A traceback is
 matched by what it says, exceptions and words around it, never by its frames.
 """
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vllm_probes.events import (
-    ALARMING_LEVELS,
     ENDED_STATES,
     SERVER_STATES,
     AttemptStarted,
@@ -22,7 +21,6 @@ from vllm_probes.events import (
     PhaseChanged,
     ProcessesSampled,
     ProgressChanged,
-    Role,
     Stamp,
     State,
     StateChanged,
@@ -31,6 +29,7 @@ from vllm_probes.events import (
 )
 from vllm_probes.judges.rules import Rule
 from vllm_probes.judges.triage import MAX_RECORDS, find_causes
+from vllm_probes.rows import ALARMING_LEVELS, Role
 
 PHASES: dict[str, State] = {
     "banner": "starting",

@@ -4,9 +4,9 @@ import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from vllm_probes.events import Role
 from vllm_probes.judges.commandline import base_name, script, server_arguments
-from vllm_probes.logline import rank_of
+from vllm_probes.log.line import rank_of
+from vllm_probes.rows import Role
 
 VLLM_ROLES: frozenset[Role] = frozenset(("api_server", "engine_core", "worker", "coordinator"))
 

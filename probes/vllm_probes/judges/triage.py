@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from vllm_probes.events import Finding, LogRecorded
+from vllm_probes.events import LogRecorded
 from vllm_probes.judges.rules import Rule
+from vllm_probes.rows import Finding
 
 MAX_RECORDS = 40
 """The first alarms of an attempt decide; a flood that follows adds nothing."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_probes.events import ProcessRef
 from vllm_probes.launch.attempt import SHIM, Pids, read_pids
+from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import tree
 
 _POLL_S = 0.02

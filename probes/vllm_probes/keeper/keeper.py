@@ -15,7 +15,6 @@ from vllm_probes.events import (
     CommandEnded,
     KeeperStarted,
     ModelRestored,
-    ProcessRef,
     SessionStarted,
     SignalSent,
     StopRequested,
@@ -31,6 +30,7 @@ from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
 from vllm_probes.launch.attempt import read_exit, read_pids
 from vllm_probes.launch.levers import LeverError, blocked, load_levers
+from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import files, tree
 
 LOG_INTERVAL_S = 0.1

@@ -11,16 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_probes.events import (
-    DiskSampled,
-    EndpointSampled,
-    Event,
-    LogSampled,
-    ProcessesSampled,
-    ProcessRow,
-    decode,
-    encode,
-)
+from vllm_probes.events import DiskSampled, EndpointSampled, Event, LogSampled, ProcessesSampled, decode, encode
+from vllm_probes.rows import ProcessRow
 
 PROCESS_DRIFT_S = 60.0
 PROCESS_REST_S = 5.0

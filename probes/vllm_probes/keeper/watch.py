@@ -13,8 +13,6 @@ from vllm_probes.events import (
     LogRecorded,
     LogSampled,
     ProcessesSampled,
-    ProcessRef,
-    ProcessRow,
     StacksCaptured,
     TroubleNoted,
 )
@@ -25,6 +23,7 @@ from vllm_probes.keeper.stream import Stream
 from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
+from vllm_probes.rows import ProcessRef, ProcessRow
 from vllm_probes.sensors import disk, processes, stacks
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from vllm_probes.events import Change, DebugSetting
 from vllm_probes.launch import spec as command_lines
 from vllm_probes.launch.redact import redact_value
 from vllm_probes.launch.spec import LaunchSpec
+from vllm_probes.rows import Change, DebugSetting
 
 _ON = r"(?i)(?!(?:0|false|off|no)$).+"
 _GPU_PROCESS = re.compile(r"EngineCore|(?:Vllm)?Worker")

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from vllm_probes.events import EndpointSampled, EngineSample, Health, Stamp
+from vllm_probes.events import EndpointSampled, Health, Stamp
 from vllm_probes.judges.address import Address
 from vllm_probes.judges.metrics import parse_metrics
+from vllm_probes.rows import EngineSample
 
 TIMEOUT_S = 2.0
 HEALTH_EVERY_S = 5.0

@@ -11,10 +11,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vllm_probes.events import ALARMING_LEVELS, Event, Level, LogRecorded, LogSampled, Stamp
-from vllm_probes.logindex import Block, LogIndex
-from vllm_probes.logline import LEVEL_RANKS, clean, parse_line
-from vllm_probes.logmarks import alarming_positions, positions_of
+from vllm_probes.events import Event, LogRecorded, LogSampled, Stamp
+from vllm_probes.log.index import Block, LogIndex
+from vllm_probes.log.line import LEVEL_RANKS, clean, parse_line
+from vllm_probes.log.marks import alarming_positions, positions_of
+from vllm_probes.rows import ALARMING_LEVELS, Level
 
 if TYPE_CHECKING:
     from vllm_probes.judges.rules import Match, RuleSet

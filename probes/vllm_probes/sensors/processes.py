@@ -7,10 +7,10 @@ from pathlib import Path
 
 import psutil
 
-from vllm_probes.events import ProcessRow
 from vllm_probes.judges.address import Address
 from vllm_probes.judges.commandline import is_python
 from vllm_probes.judges.titles import VLLM_ROLES, Identity, grid_ranks, identify
+from vllm_probes.rows import ProcessRow
 from vllm_probes.sensors.tree import command_line, descendants, start_ticks, state_letter
 
 WALK_AGAIN_S = 5.0

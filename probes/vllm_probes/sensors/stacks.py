@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vllm_probes.events import ProcessRef, StackFile
+from vllm_probes.rows import ProcessRef, StackFile
 
 DIE_S = 1.0
 """How long a killed py-spy may take to go. One that hangs in the kernel cannot be killed and is left behind."""

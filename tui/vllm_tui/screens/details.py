@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from textual.binding import Binding
 from textual.content import Content
 
-from vllm_probes.events import Change
 from vllm_probes.launch.levers import unset_line
 from vllm_probes.model import AttemptModel
+from vllm_probes.rows import Change
 from vllm_tui.format import UNKNOWN, duration, ending, state_word
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Situation

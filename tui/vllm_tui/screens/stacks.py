@@ -8,7 +8,8 @@ import msgspec
 from textual.binding import Binding
 from textual.content import Content
 
-from vllm_probes.events import StackFile, StacksCaptured
+from vllm_probes.events import StacksCaptured
+from vllm_probes.rows import StackFile
 from vllm_tui.format import plural, printable
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Situation

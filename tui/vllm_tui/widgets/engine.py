@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 from textual.content import Content
 
-from vllm_probes.events import EngineSample
 from vllm_probes.model import EngineRates, SessionModel
+from vllm_probes.rows import EngineSample
 from vllm_tui.format import bar, graph, latency, number, percent, plural, printable
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel, joined, rule

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from vllm_probes.events import DebugSetting, ProgressChanged
+from vllm_probes.events import ProgressChanged
 from vllm_probes.model import AttemptModel
+from vllm_probes.rows import DebugSetting
 from vllm_tui.format import STATE_LOOKS, UNKNOWN, bar, clock, duration, plural, printable, short_command, state_word
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel, joined, spread

@@ -5,7 +5,7 @@ from textual.containers import VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from vllm_probes.logline import parse_line
+from vllm_probes.log.line import parse_line
 from vllm_tui.widgets.log_style import process_style
 from vllm_tui.widgets.rows import Title, joined
 

@@ -10,7 +10,7 @@ from textual.events import Key
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from vllm_probes.events import Level
+from vllm_probes.rows import Level
 from vllm_tui.format import plural, printable
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.situation import Situation

@@ -9,8 +9,8 @@ from functools import lru_cache
 
 from textual.content import Content
 
-from vllm_probes.logline import ParsedLine, parse_line
-from vllm_probes.logrows import LogLine
+from vllm_probes.log.line import ParsedLine, parse_line
+from vllm_probes.log.rows import LogLine
 
 RANK_COLOURS = 8
 _HEAD = "$foreground 45%"

@@ -9,7 +9,7 @@ from textual.strip import Strip
 from textual.visual import Visual
 from textual.widget import Widget
 
-from vllm_probes.logrows import LogLine, LogRows
+from vllm_probes.log.rows import LogLine, LogRows
 from vllm_tui.widgets.log_style import styled_line
 
 SIDE_STEP = 20

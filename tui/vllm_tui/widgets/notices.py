@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from textual.content import Content
 
-from vllm_probes.events import Exited, Finding
+from vllm_probes.events import Exited
 from vllm_probes.model import AttemptModel
+from vllm_probes.rows import Finding
 from vllm_tui.format import duration, ending, plural, printable, size
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel

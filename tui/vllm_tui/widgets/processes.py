@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from vllm_probes.events import ProcessRow, Role
+from vllm_probes.rows import ProcessRow, Role
 from vllm_tui.format import plural, printable, process_state, size
 from vllm_tui.widgets.rows import Panel, cell, joined, rule
 

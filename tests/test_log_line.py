@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_probes.logline import clean, parse_line, rank_of
+from vllm_probes.log.line import clean, parse_line, rank_of
 
 CLEANED = [
     (b"plain", "plain"),

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from vllm_probes.events import Level
-from vllm_probes.logline import LEVEL_RANKS
-from vllm_probes.logmarks import Head, head_of
+from vllm_probes.log.line import LEVEL_RANKS
+from vllm_probes.log.marks import Head, head_of
+from vllm_probes.rows import Level
 
 if TYPE_CHECKING:
-    from vllm_probes.logindex import LogIndex
+    from vllm_probes.log.index import LogIndex
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +79,7 @@ class LogRows(ABC):
         """Look for `needle` from row `start` on, that row included, whatever the case of its letters.
 
         Reads at most about `budget_bytes`, so that a screen never waits: call again with `resume` until it is None. Of
-        lines beyond `logindex.LINE_LIMIT_BYTES` the beginning is searched.
+        lines beyond `log.index.LINE_LIMIT_BYTES` the beginning is searched.
         """
         if not needle or not 0 <= start < self.line_count:
             return Found(None, None)

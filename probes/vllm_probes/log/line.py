@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from vllm_probes.events import Level
+from vllm_probes.rows import Level
 
 Shape = Literal[
     "vllm",

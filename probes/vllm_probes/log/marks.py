@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from vllm_probes.events import ALARMING_LEVELS, Level
-from vllm_probes.logline import TRACEBACK, clean, parse_line
+from vllm_probes.log.line import TRACEBACK, clean, parse_line
+from vllm_probes.rows import ALARMING_LEVELS, Level
 
 _WORDS = (b"ERROR", b"CRITICAL", b"FATAL", b"WARN", b"Traceback (most recent")
 _OWN_WORDS = (b"GET /health", b"GET /metrics")

@@ -11,10 +11,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 
-from vllm_probes.events import Level
-from vllm_probes.logline import clean, parse_line
-from vllm_probes.logmarks import LogMarks, OwnAccess
-from vllm_probes.logrows import Block, FilteredRows, Found, LogLine, LogRows
+from vllm_probes.log.line import clean, parse_line
+from vllm_probes.log.marks import LogMarks, OwnAccess
+from vllm_probes.log.rows import Block, FilteredRows, Found, LogLine, LogRows
+from vllm_probes.rows import Level
 
 __all__ = ["Block", "FilteredRows", "Found", "LogIndex", "LogLine", "LogRows"]
 

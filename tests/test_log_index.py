@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_probes.logindex import LINE_LIMIT_BYTES, LogIndex
-from vllm_probes.logline import clean
-from vllm_probes.logrows import FilteredRows, LogRows
+from vllm_probes.log.index import LINE_LIMIT_BYTES, LogIndex
+from vllm_probes.log.line import clean
+from vllm_probes.log.rows import FilteredRows, LogRows
 
 INFO = "(APIServer pid=10) INFO 11-21 08:52:59 [model.py:733] Resolved architecture: LlamaForCausalLM"
 ERROR = "(Worker_TP1 pid=12) ERROR 11-21 08:53:00 [worker.py:9] it broke"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,9 @@ def attach(command: list[str] | None, session: str | None, *, readonly: bool) ->
     """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
     _no_command(command)
     _need_terminal()
-    _watch(_find(session), headless=False, readonly=readonly, with_code=False)
+    folder = _find(session)
+    _need_this_boot(folder)
+    _watch(folder, headless=False, readonly=readonly, with_code=False)
 
 
 @cli.command()
@@ -159,6 +162,20 @@ def _find(session: str | None) -> "SessionFolder":
         return find(session)
     except FolderError as error:
         raise CliError(str(error)) from None
+
+
+def _need_this_boot(folder: "SessionFolder") -> None:
+    """A session of another host or boot is never adopted: its pids mean other processes here."""
+    from vllm_probes.keeper.folder import FolderError
+
+    try:
+        meta, here = folder.meta(), folder.on_this_boot()
+    except FolderError as error:
+        raise CliError(str(error)) from None
+    if not here and meta.host != socket.gethostname():
+        raise CliError(f"That session is kept on {meta.host}: ssh -t {meta.host} vllm-tui attach {meta.name}")
+    if not here:
+        raise CliError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
 
 
 def _launch(command: list[str], name: str | None, levers: list[str], bare: bool) -> "SessionFolder":

@@ -54,6 +54,7 @@ class Keeper:
         self._shim: subprocess.Popen[bytes] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._kill = asyncio.Event()
+        self._ending = asyncio.Lock()
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._coredumps = files.FolderWatch(folder.coredumps)
         self._tasks = asyncio.TaskGroup()
@@ -193,6 +194,10 @@ class Keeper:
             self._watch.look_at_disk()
 
     async def _look_for_end(self, watch: Watch) -> None:
+        async with self._ending:
+            await self._look_for_end_once(watch)
+
+    async def _look_for_end_once(self, watch: Watch) -> None:
         attempt = self._stream.model.attempt
         if attempt is None:
             return
@@ -200,7 +205,7 @@ class Keeper:
         shim_pid = self._shim_pid()
         ending = read_exit(prefix)
         if attempt.ended is None and (ending or shim_pid is None):
-            watch.drain_log()
+            await watch.drain_log()
             error = ending.error if ending else "Its shim was killed: the exit code is not known."
             self._stream.publish(
                 CommandEnded(
@@ -223,9 +228,11 @@ class Keeper:
     async def _tree_ended(self, result: child.StopResult | None = None) -> None:
         watch, self._watch = self._watch, None
         if watch:
-            watch.drain_log()
+            await watch.drain_log()
             watch.look_at_processes()
             await watch.close()
+        if not self._tree_runs:
+            return
         left_shm, survivors = (result.left_shm, result.survivors) if result else ([], [])
         self._stream.publish(TreeEnded(**self._stream.stamp(), left_shm=left_shm, survivors=survivors))
         self._shim = None

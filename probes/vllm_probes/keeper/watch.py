@@ -1,5 +1,6 @@
 """Everything that is looked at while one attempt runs. Each look publishes what it saw."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -79,10 +80,12 @@ class Watch:
             self._stream.publish(event)
         return bool(events)
 
-    def drain_log(self) -> None:
+    async def drain_log(self) -> None:
         """Read to the end: the last lines tell why, and a traceback is told when nothing follows it."""
-        while self.log() or self._log.behind:
-            pass
+        more = True
+        while more:
+            more = self.log() or self._log.behind
+            await asyncio.sleep(0)
 
     def _learn(self, event: LogRecorded) -> None:
         if url := event.fields.get("url"):

@@ -1,0 +1,92 @@
+"""Takes the pictures of `screenshots/` from real runs: `python -m tests.screenshots`.
+
+The demo's processes and a real vLLM are started by the program itself; the app is shown in memory at the size of the
+picture, and its own export writes the SVG.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.benchmarks.measure import PROGRAM, own_state, sessions, stop_run
+from tests.real_vllm import provision
+from vllm_probes.keeper.folder import SessionFolder
+from vllm_tui.app import VllmTui
+from vllm_tui.live import LiveSource
+
+PICTURES = Path(__file__).parents[1] / "screenshots"
+
+
+def session(command: list[str], environment: dict[str, str]) -> tuple[SessionFolder, "subprocess.Popen[bytes]"]:
+    """Start a run without a view of its own."""
+    run = subprocess.Popen([*PROGRAM, *command], env=environment, stdout=subprocess.DEVNULL)
+    root = Path(environment["XDG_STATE_HOME"], "vllm-tui", "sessions")
+    while not list(root.glob("*/events.jsonl")):
+        time.sleep(0.05)
+    return SessionFolder(sessions(environment)[-1]), run
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1500):
+        if condition():
+            return
+        await asyncio.sleep(0.2)
+    raise SystemExit("The run never came to what the picture should show.")
+
+
+async def picture(
+    folder: SessionFolder, name: str, size: tuple[int, int], keys: list[str], ready: Callable[[VllmTui], bool]
+) -> None:
+    """Show the session, press keys, and save what is seen."""
+    app = VllmTui(LiveSource(folder), folder=folder.path)
+    async with app.run_test(size=size) as pilot:
+        await until(lambda: ready(app))
+        for key in keys:
+            await pilot.press(key)
+            await asyncio.sleep(2.0)
+        await asyncio.sleep(5.0)
+        await pilot.pause()
+        (PICTURES / f"{name}-{size[0]}x{size[1]}.svg").write_text(app.export_screenshot(title="vllm-tui"))
+
+
+def in_state(*states: str) -> Callable[[VllmTui], bool]:
+    return lambda app: app.situation.model.state in states
+
+
+async def demo_pictures() -> None:
+    with own_state() as environment:
+        folder, run = session(["demo", "--headless"], environment)
+        await picture(folder, "starting", (120, 36), [], in_state("loading", "compiling", "warming_up"))
+        for size in ((80, 24), (120, 36), (200, 50)):
+            await picture(folder, "demo", size, [], in_state("serving"))
+        await picture(folder, "stacks", (200, 50), ["s"], in_state("serving"))
+        await picture(folder, "help", (120, 36), ["question_mark"], in_state("serving"))
+        stop_run(folder.path)
+        run.wait()
+
+
+async def vllm_pictures() -> None:
+    real = provision()
+    with own_state() as environment:
+        argv = ["--headless", "--", *real.serve_argv(real.free_port(), eager=False)]
+        folder, run = session(argv, {**real.env, **environment})
+        await picture(folder, "vllm", (80, 24), [], in_state("idle"))
+        await picture(folder, "vllm", (120, 36), [], in_state("idle"))
+        await picture(folder, "relaunch", (120, 36), ["e"], in_state("idle"))
+        stop_run(folder.path)
+        run.wait()
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    os.environ["TEXTUAL_ANIMATIONS"] = "none"
+    asyncio.run(demo_pictures())
+    asyncio.run(vllm_pictures())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Recorded sessions judged again: without its conclusions, a recording gives the same ones.
+
+`sessions/` holds recordings of real runs (vLLM 0.32 on the CPU, two ranks; the demo), with paths and host replaced.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from vllm_probes.events import Conclusion, Event, ModelRestored, Observation, Stamp
+from vllm_probes.judges.rules import load_rules
+from vllm_probes.judges.state import Memory, step
+from vllm_probes.keeper.recording import read_events
+from vllm_probes.model import SessionModel, restore, snapshot
+
+RECORDINGS = sorted(Path(__file__).with_name("sessions").glob("*.jsonl"))
+
+
+def events_of(path: Path) -> list[Event]:
+    events = [event for event in read_events(path) if event is not None]
+    assert len(events) > 10
+    return events
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_judged_again_it_gives_the_same(path: Path) -> None:
+    events, rules = events_of(path), load_rules().by_id
+    memory, conclusions = Memory(), []
+    for event in events:
+        if isinstance(event, Observation):
+            memory, more = step(rules, memory, event)
+            conclusions += more
+    assert conclusions == [event for event in events if isinstance(event, Conclusion)]
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
+def test_a_model_survives_the_way_to_a_view(path: Path) -> None:
+    model = SessionModel()
+    for event in events_of(path):
+        model.apply(event)
+        stamp = Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
+        assert restore(ModelRestored(**stamp, model=snapshot(model))) == model
+
+
+def test_there_are_recordings() -> None:
+    assert {path.stem for path in RECORDINGS} >= {"demo", "real-two-ranks", "real-port-in-use"}

@@ -3,9 +3,11 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,8 +102,13 @@ def test_any_name_makes_a_file_in_the_folder(waiting: Waiting, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
-def test_another_user_is_told_what_to_run(waiting: Waiting, tmp_path: Path) -> None:
+def test_another_user_is_told_what_to_run(waiting: Waiting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     child = waiting()
+    # A copy in a folder that everybody may enter: the environment that the tests run in may be closed to other users.
+    everybodys = Path(tempfile.mkdtemp())
+    everybodys.chmod(0o755)
+    py_spy = shutil.copy(str(find_py_spy()), everybodys / "py-spy")
+    monkeypatch.setattr(sys, "executable", str(everybodys / "python"))
     reader, writer = os.pipe()
     if os.fork() == 0:
         try:
@@ -115,7 +122,8 @@ def test_another_user_is_told_what_to_run(waiting: Waiting, tmp_path: Path) -> N
     with open(reader) as pipe:
         error = pipe.read()
     os.wait()
-    assert f"`sudo {find_py_spy()} dump --nonblocking --pid {child.pid}`" in error
+    shutil.rmtree(everybodys)
+    assert f"`sudo {py_spy} dump --nonblocking --pid {child.pid}`" in error
     assert "SYS_PTRACE" in error
 
 

@@ -397,11 +397,11 @@ def test_a_level_filter_keeps_whole_records(index: LogIndex, log: Path) -> None:
     assert follow(index.rows()) == MIXED
 
 
-@pytest.mark.parametrize(("process", "expected"), [("Worker", MIXED[2:4]), ("12", MIXED[2:4]), ("Nobody", [])])
-def test_a_process_filter(index: LogIndex, log: Path, process: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(("pid", "expected"), [(12, MIXED[2:4]), (1, []), (120, [])])
+def test_a_process_filter(index: LogIndex, log: Path, pid: int, expected: list[str]) -> None:
     write(log, *MIXED)
     refresh(index)
-    assert follow(index.rows(process=process)) == expected
+    assert follow(index.rows(pid=pid)) == expected
 
 
 def test_prefixed_continuations_of_two_processes_keep_apart(index: LogIndex, log: Path) -> None:
@@ -454,7 +454,7 @@ def test_a_filter_forgets_late_hidden_lines_and_truncated_files(index: LogIndex,
 def test_filtered_steps_skip_alarms_of_others(index: LogIndex, log: Path) -> None:
     write(log, *[ERROR] * 5, "(Other pid=3) " + ERROR.partition(") ")[2], *[ERROR] * 5)
     refresh(index)
-    rows = index.rows(process="Other")
+    rows = index.rows(pid=3)
     follow(rows)
     assert (rows.next_alarm(-1), rows.next_alarm(0), rows.next_alarm(1, backwards=True)) == (0, None, 0)
 

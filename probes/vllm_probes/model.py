@@ -38,6 +38,7 @@ from vllm_probes.rows import DebugSetting, EngineSample, ProcessRef, ProcessRow
 
 HISTORY_LENGTH = 240
 NOTES_LENGTH = 50
+OWN_CLIENTS_LENGTH = 1000
 
 
 class EngineRates(msgspec.Struct, kw_only=True):
@@ -70,6 +71,8 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     exited: Exited | None = None
     arrived: dict[str, LeverChecked] = {}
     """By lever id."""
+    own_clients: list[str] = []
+    """`ip:port` of our own connections to the server, the latest last."""
 
     @property
     def over(self) -> bool:
@@ -215,6 +218,8 @@ def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
     if model.endpoint and model.endpoint.engines and event.engines:
         model.rates = [*model.rates, engine_rates(model.endpoint, event)][-HISTORY_LENGTH:]
     model.endpoint, model.endpoint_mono = event, event.mono
+    if (attempt := model.attempt) and (new := [one for one in event.own_clients if one not in attempt.own_clients]):
+        attempt.own_clients = [*attempt.own_clients, *new][-OWN_CLIENTS_LENGTH:]
 
 
 def _state_changed(model: SessionModel, event: StateChanged) -> None:

@@ -23,7 +23,7 @@ class LogFeed:
         self.attempt = 0
         """The number of the attempt whose log it is; 0 before the first."""
         self.level: Level | None = None
-        self.process: str | None = None
+        self.pid: int | None = None
         self.trouble: str | None = None
         """Why the log cannot be read."""
 
@@ -33,22 +33,24 @@ class LogFeed:
             self._index.close()
         self.attempt, self._limit_bytes, self._own_clients = attempt, None, []
         self._index = LogIndex(self._folder / log)
-        self.filter(self.level, self.process)
+        self.filter(self.level, self.pid)
 
-    def filter(self, level: Level | None, process: str | None) -> None:
-        """Leave only records of at least a level, or of a process given by name or pid."""
-        self.level, self.process = level, process
-        wanted = self._index and (level or process)
-        self._filtered = self._index.rows(level=level, process=process) if self._index and wanted else None
+    def filter(self, level: Level | None, pid: int | None) -> None:
+        """Leave only records of at least a level, or of one process."""
+        self.level, self.pid = level, pid
+        wanted = self._index and (level or pid)
+        self._filtered = self._index.rows(level=level, pid=pid) if self._index and wanted else None
 
     def learn(self, model: SessionModel, *, live: bool) -> None:
         """Take from the model what is ours in the log, what was cut out of it, and, in a replay, how far it had got."""
-        attempt = model.attempt
-        if self._index is None or attempt is None or attempt.number != self.attempt:
+        attempt = next((attempt for attempt in model.attempts if attempt.number == self.attempt), None)
+        if self._index is None or attempt is None:
             return
-        if model.endpoint and model.endpoint.own_clients != self._own_clients:
-            self._own_clients = model.endpoint.own_clients
+        if attempt.own_clients != self._own_clients:
+            self._own_clients = attempt.own_clients
             self._index.hide_clients(self._own_clients)
+        if attempt is not model.attempt:
+            return
         if model.disk and model.disk.hole_bytes:
             self._index.set_hole(model.disk.hole_start, model.disk.hole_bytes)
         if not live:

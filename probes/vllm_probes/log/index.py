@@ -248,9 +248,9 @@ class LogIndex(LogRows):
         at = bisect_right(alarms, line) - 1 if backwards else bisect_left(alarms, line)
         return alarms[at] if 0 <= at < len(alarms) else None
 
-    def rows(self, *, level: Level | None = None, process: str | None = None) -> FilteredRows:
-        """A view of the records of at least `level` and of processes whose name or pid begins with `process`."""
-        return FilteredRows(self, level, process)
+    def rows(self, *, level: Level | None = None, pid: int | None = None) -> FilteredRows:
+        """A view of the records of at least `level`, and of one process if `pid` is given."""
+        return FilteredRows(self, level, pid)
 
     # --- reading --------------------------------------------------------------------------------------------------
 

@@ -138,16 +138,16 @@ def _may_hold(data: bytes, needle: str) -> bool:
 
 
 class FilteredRows(LogRows):
-    """Rows of the records of at least a level, or of some processes. `refresh` makes it follow the index.
+    """Rows of the records of at least a level, or of one process. `refresh` makes it follow the index.
 
     Lines without a head of their own (a traceback's, output of a library) belong to the record before them. A record
     whose level nobody told counts as information.
     """
 
-    def __init__(self, index: "LogIndex", level: Level | None, process: str | None) -> None:
+    def __init__(self, index: "LogIndex", level: Level | None, pid: int | None) -> None:
         self.index = index
         self._least = LEVEL_RANKS[level] if level else 0
-        self._process = process or ""
+        self._pid = pid
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -202,10 +202,8 @@ class FilteredRows(LogRows):
             level = head.level or (self._levels.get(origin) if head.process else None)
             self._record = Head(level, *origin)
             self._levels[origin] = level
-        level, process, pid = self._record
-        if LEVEL_RANKS[level or "info"] < self._least:
-            return False
-        return (process or "").startswith(self._process) or str(pid).startswith(self._process)
+        level, _, pid = self._record
+        return LEVEL_RANKS[level or "info"] >= self._least and self._pid in (None, pid)
 
     def _judge_tail(self) -> None:
         """The last line may have no end yet: it is judged, but not remembered."""

@@ -29,7 +29,7 @@ class EndpointSensor:
         self._server: _Server | None = None
 
     async def sample(self, address: Address, stamp: Stamp) -> EndpointSampled:
-        """One look, in at most two seconds. Never raises: what went wrong is in `health` and `error`.
+        """One look: two seconds at most, four when a server has just stopped to answer. Never raises: what went wrong is in `health` and `error`.
 
         `latency_s` is that of /metrics, or of /health where only that answered. `own_clients` are written as uvicorn
         writes them (`127.0.0.1:53422`): the connections of this look and of the one before.
@@ -70,11 +70,8 @@ class _Server:
     async def sample(self, stamp: Stamp) -> EndpointSampled:
         mono = stamp["mono"]
         clients: set[str] = set()
-        asks = [self._ask("/metrics", clients)]
-        if self._health is None or mono - self._health_mono >= HEALTH_EVERY_S:
-            asks.append(self._ask("/health", clients))
-        metrics, *healths = await asyncio.gather(*asks)
-        health = self._judge_health(metrics, healths[0] if healths else None, mono)
+        metrics, asked = await self._look(mono, clients)
+        health = self._judge_health(metrics, asked, mono)
         engines, error = _engines(metrics)
         seen, self._clients = self._clients | clients, clients
         return EndpointSampled(
@@ -88,6 +85,17 @@ class _Server:
             engines=engines,
             error=health.error or error,
         )
+
+    async def _look(self, mono: float, clients: set[str]) -> tuple[_Answer, _Answer | None]:
+        """/metrics, and /health when it is due: one after the other while all is well, so that one connection does.
+
+        Its port is all that tells our access lines from the user's: the fewer ports, the better.
+        """
+        if self._health is None:
+            return await asyncio.gather(self._ask("/metrics", clients), self._ask("/health", clients))
+        metrics = await self._ask("/metrics", clients)
+        is_due = metrics.status is None or mono - self._health_mono >= HEALTH_EVERY_S
+        return metrics, await self._ask("/health", clients) if is_due else None
 
     async def _ask(self, path: str, clients: set[str]) -> _Answer:
         async def trace(event: str, info: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ class LogPane(Vertical):
         self._situation = Situation()
         self._latest = 0
         self._needle = ""
-        self._names: dict[str, str] = {}
+        self._names: dict[int, str] = {}
         """Name of every process that was seen, by its pid."""
 
         self.view = LogView(id="log")
@@ -51,12 +51,12 @@ class LogPane(Vertical):
             self._latest = situation.attempt.number
             self._names.clear()
             self._open(self._latest)
-        self._names |= {str(row.pid): row.process for row in split(list(situation.model.processes.values()))[0]}
+        self._names |= {row.pid: row.process for row in split(list(situation.model.processes.values()))[0]}
         self._feed.learn(situation.model, live=situation.connection != "recording")
 
     def _open(self, number: int) -> None:
         attempt = next(a for a in self._situation.model.attempts if a.number == number)
-        self._feed.process = None
+        self._feed.pid = None
         self._feed.open(number, attempt.launch.log)
         self._feed.learn(self._situation.model, live=self._situation.connection != "recording")
         self._feed.refresh()
@@ -97,7 +97,7 @@ class LogPane(Vertical):
 
     def _filters(self) -> list[str]:
         level = _LEVEL_NAMES.get(self._feed.level)
-        process = self._feed.process and printable(self._names.get(self._feed.process, self._feed.process))
+        process = self._feed.pid and printable(self._names.get(self._feed.pid, f"pid {self._feed.pid}"))
         return [text for text in (level, process) if text]
 
     def _place(self) -> Content:
@@ -147,19 +147,19 @@ class LogPane(Vertical):
 
     def cycle_level(self) -> None:
         index = LEVELS.index(self._feed.level)
-        self._filter(LEVELS[(index + 1) % len(LEVELS)], self._feed.process)
+        self._filter(LEVELS[(index + 1) % len(LEVELS)], self._feed.pid)
 
     def cycle_process(self) -> None:
-        pids: list[str | None] = [None, *self._names]
-        at = pids.index(self._feed.process) if self._feed.process in pids else 0
+        pids: list[int | None] = [None, *self._names]
+        at = pids.index(self._feed.pid) if self._feed.pid in pids else 0
         self._filter(self._feed.level, pids[(at + 1) % len(pids)])
 
-    def _filter(self, level: Level | None, process: str | None) -> None:
+    def _filter(self, level: Level | None, pid: int | None) -> None:
         rows = self._feed.rows
         if rows is None:
             return
         line = rows.line_of(self.view.cursor) if self.view.cursor < rows.line_count else 0
-        self._feed.filter(level, process)
+        self._feed.filter(level, pid)
         self._feed.refresh()
         if self._feed.rows:
             self.view.show(self._feed.rows, line)

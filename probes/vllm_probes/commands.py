@@ -5,6 +5,7 @@ from typing import Literal, cast
 import msgspec
 
 PROTOCOL = 1
+OTHER_VERSION = "This session is kept by another version of vllm-tui: attach with that version."
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
@@ -42,6 +43,10 @@ class CaptureStacks(Command, frozen=True, kw_only=True, tag="capture_stacks"):
     """Stacks of every process, now."""
 
 
+class _Numbered(msgspec.Struct):
+    id: int = 0
+
+
 AnyCommand = Hello | Stop | Relaunch | CaptureStacks
 
 _DECODER = msgspec.json.Decoder(AnyCommand)
@@ -58,3 +63,11 @@ def decode(line: bytes) -> AnyCommand | None:
         return cast(AnyCommand, _DECODER.decode(line))
     except msgspec.DecodeError:
         return None
+
+
+def unknown(line: bytes) -> Command:
+    """What can be said of a command that `decode` does not know: its id, 0 where even that is missing."""
+    try:
+        return Command(id=msgspec.json.decode(line, type=_Numbered).id)
+    except msgspec.DecodeError:
+        return Command()

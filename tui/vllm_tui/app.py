@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
@@ -22,7 +23,7 @@ from vllm_tui.screens import questions
 from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Connection, Pace, Situation
-from vllm_tui.source import ReplayControls, Source
+from vllm_tui.source import OtherVersionError, ReplayControls, Source
 from vllm_tui.widgets.header import Header
 
 TICK_S = 0.1
@@ -32,7 +33,7 @@ FIRST_TRIES = 5
 """A keeper that has just been started is not missed before."""
 RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
 
-Leaving = Literal["stopped", "left_running", "ended", "keeper_lost"]
+Leaving = Literal["stopped", "left_running", "ended", "keeper_lost", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,12 @@ class VllmTui(App[AppResult]):
     async def _pump(self) -> None:
         """Take events in for as long as there are any; look for another keeper where a live one is lost."""
         for patience in itertools.count(FIRST_TRIES, -1):
-            async for batch in self.source.batches():
-                self._take(batch)
+            try:
+                async for batch in self.source.batches():
+                    self._take(batch)
+            except (OtherVersionError, msgspec.ValidationError):
+                self._leave("refused")
+                return
             if not self.source.live:
                 self._replay_over = True
                 self._paint()

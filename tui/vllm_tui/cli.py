@@ -252,6 +252,8 @@ def _watch_headless(folder: "SessionFolder") -> int:
 
 
 def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> int:
+    from vllm_probes.commands import OTHER_VERSION
+    from vllm_probes.keeper.folder import KeeperError
     from vllm_tui import closing
     from vllm_tui.app import VllmTui
     from vllm_tui.live import LiveSource
@@ -259,6 +261,8 @@ def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> i
     result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path).run()
     if result is None:
         return KEEPER_LOST
+    if result.leaving == "refused":
+        raise KeeperError(OTHER_VERSION)
     click.echo(closing.summary(result.model, folder.path), err=True)
     if result.leaving == "keeper_lost":
         return KEEPER_LOST

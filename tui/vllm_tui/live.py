@@ -8,6 +8,7 @@ from vllm_probes.commands import Command
 from vllm_probes.events import CommandAnswered, Event
 from vllm_probes.keeper.client import Client, connect
 from vllm_probes.keeper.folder import KeeperError, SessionFolder
+from vllm_tui.source import OtherVersionError
 
 
 class LiveSource:
@@ -26,8 +27,11 @@ class LiveSource:
                 self._client = await connect(self._folder)
             except KeeperError:
                 return
-        async for batch in self._client.batches():
-            yield batch
+        try:
+            async for batch in self._client.batches():
+                yield batch
+        except KeeperError as error:
+            raise OtherVersionError(str(error)) from None
 
     async def send(self, command: Command) -> CommandAnswered:
         if self._client is None:

@@ -7,6 +7,10 @@ from vllm_probes.commands import Command
 from vllm_probes.events import CommandAnswered, Event
 
 
+class OtherVersionError(Exception):
+    """The keeper speaks the language of another version of this program."""
+
+
 class Source(Protocol):
     """One session, seen from a view."""
 
@@ -21,7 +25,11 @@ class Source(Protocol):
         ...
 
     def batches(self) -> AsyncIterator[list[Event]]:
-        """Events in order, first `ModelRestored`; ends when the keeper is gone or the recording is over."""
+        """Events in order, first `ModelRestored`; ends when the keeper is gone or the recording is over.
+
+        Raises:
+            OtherVersionError: what the keeper says cannot be shown.
+        """
         ...
 
     async def send(self, command: Command) -> CommandAnswered:

@@ -24,13 +24,21 @@ class Client:
         self._next_id = 1
 
     async def lines(self) -> AsyncIterator[bytes]:
-        """The keeper's lines as they come, answers to commands taken out. Ends when the keeper is gone."""
+        """The keeper's lines as they come, answers to commands taken out. Ends when the keeper is gone.
+
+        Raises:
+            KeeperError: the keeper speaks another version's language.
+        """
+        first = True
         with suppress(ConnectionError):
             while line := await self._reader.readline():
-                if line.startswith(b'{"event":"command_answered"'):
-                    self._answer(decode(line))
-                else:
+                if not line.startswith(b'{"event":"command_answered"'):
                     yield line
+                elif first:
+                    raise KeeperError(commands.OTHER_VERSION)
+                else:
+                    self._answer(decode(line))
+                first = False
         for future in self._answers.values():
             future.cancel()
 

@@ -115,8 +115,7 @@ class ControlServer:
             return
         hello = commands.decode(await reader.readline())
         if not isinstance(hello, commands.Hello) or hello.protocol != commands.PROTOCOL:
-            refusal = "This session is kept by another version of vllm-tui: attach with that version."
-            writer.write(encode(self._host.answered(hello or commands.Hello(), False, refusal)))
+            writer.write(encode(self._host.answered(hello or commands.Hello(), False, commands.OTHER_VERSION)))
             await writer.drain()
             return
         if hello.headless:
@@ -151,7 +150,7 @@ class ControlServer:
         while line := await reader.readline():
             command = commands.decode(line)
             if command is None:
-                answer = self._host.answered(commands.Hello(), False, "This keeper does not know that command.")
+                answer = self._host.answered(commands.unknown(line), False, commands.OTHER_VERSION)
             else:
                 answer = self._host.answered(command, *await self._host.obey(command))
             writer.write(encode(answer))

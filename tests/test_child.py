@@ -16,6 +16,7 @@ from vllm_probes.launch.attempt import read_exit, read_pids, start_attempt
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import tree
+from vllm_probes.sensors.shims import shim_alive
 
 SHORT = StopWaits(interrupt_s=0.3, terminate_s=0.3, kill_s=3, tracker_s=0.3)
 STUBBORN = "import signal\nfor n in (1, 2, 15): signal.signal(n, signal.SIG_IGN)\n"
@@ -98,14 +99,14 @@ async def test_a_command_that_ends_politely(attempts: Callable[..., Attempt]) ->
     code = f"import signal, sys\nsignal.signal(2, lambda *a: sys.exit(7))\n{WAIT}"
     attempt = attempts(sys.executable, "-c", code)
     await attempt.ready()
-    assert child.shim_alive(attempt.prefix) == attempt.shim.pid
+    assert shim_alive(attempt.prefix) == attempt.shim.pid
     assert read_exit(attempt.prefix) is None
     assert await attempt.stop(waits=StopWaits()) == StopResult([], [])
     assert [name for name, _ in attempt.signals] == ["SIGINT"]
     ending = read_exit(attempt.prefix)
     assert ending
     assert (ending.code, ending.signal, ending.error) == (7, None, None)
-    assert child.shim_alive(attempt.prefix) is None
+    assert shim_alive(attempt.prefix) is None
 
 
 async def test_the_ladder_for_a_command_that_ignores_it(attempts: Callable[..., Attempt]) -> None:
@@ -144,7 +145,7 @@ async def test_double_forked_daemons_go_too(attempts: Callable[..., Attempt]) ->
     attempt = attempts("sh", "-c", "(setsid sleep 60 &); (sleep 60 &); echo ready")
     await until(lambda: read_exit(attempt.prefix))
     assert len(tree.descendants(attempt.shim.pid)) == 2
-    assert child.shim_alive(attempt.prefix) == attempt.shim.pid
+    assert shim_alive(attempt.prefix) == attempt.shim.pid
     assert await attempt.stop() == StopResult([], [])
     assert attempt.shim.wait(timeout=10) == 0
 
@@ -306,7 +307,7 @@ async def test_names_of_signalled_processes(attempts: Callable[..., Attempt]) ->
 
 def test_a_pid_that_now_belongs_to_somebody_else_is_no_shim(tmp_path: Path, bystander: subprocess.Popen[bytes]) -> None:
     Path(tmp_path / "attempt-1.pid").write_text(f'{{"shim": {bystander.pid}, "command": 1}}')
-    assert child.shim_alive(tmp_path / "attempt-1") is None
+    assert shim_alive(tmp_path / "attempt-1") is None
 
 
 async def test_a_command_that_never_started(attempts: Callable[..., Attempt]) -> None:
@@ -326,7 +327,7 @@ def test_damaged_records_are_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "attempt-1.pid").write_text(text)
     assert read_exit(tmp_path / "attempt-1") is None
     assert read_pids(tmp_path / "attempt-1") is None
-    assert child.shim_alive(tmp_path / "attempt-1") is None
+    assert shim_alive(tmp_path / "attempt-1") is None
 
 
 def test_all_waits_together_are_bounded() -> None:

@@ -1,13 +1,17 @@
 """Session folders: private, local, found by name, damaged ones said so."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import Spawn, WaitFor
 from vllm_probes.keeper import folder as folders
 from vllm_probes.keeper.folder import FolderError, SessionFolder
+from vllm_probes.launch.attempt import read_exit, start_attempt
 from vllm_probes.launch.spec import LaunchSpec
+from vllm_probes.sensors import tree
 
 SPEC = LaunchSpec(argv=["sleep", "1"], env={"A_TOKEN": "secret"}, cwd="/")
 
@@ -111,3 +115,48 @@ def test_old_ended_sessions_are_forgotten_and_others_kept(monkeypatch: pytest.Mo
     create("new-1")
     create("new-2")
     assert {folder.path.name for folder in folders.sessions()} == {"foreign", "new-1", "new-2"}
+
+
+def test_what_belongs_to_others_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    create("mine")
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert list(folders.sessions()) == []
+
+
+def test_a_session_of_another_host_or_boot_is_never_the_one_that_is_meant(state: Path) -> None:
+    meta = create("other").path / "meta.json"
+    meta.write_text(meta.read_text().replace(folders.boot_id(), "another-boot"))
+    (meta.parent / "attempt-1.log").touch()
+    with pytest.raises(FolderError, match="No session is running"):
+        folders.find(None)
+
+
+def test_looking_for_a_keeper_leaves_nothing_behind() -> None:
+    folder = create("looked-at")
+    assert not folder.has_keeper()
+    assert not (folder.path / "keeper.lock").exists()
+
+
+def test_a_tree_that_outlives_its_command_keeps_its_session(
+    spawned: Spawn, wait_for: WaitFor, tmp_path: Path, state: Path
+) -> None:
+    folder = create("outlived")
+    spec = LaunchSpec(argv=["sh", "-c", "sleep 100 & exit 1"], env=dict(os.environ), cwd="/")
+    shim = start_attempt(spec, folder.attempt(1))
+    wait_for(lambda: read_exit(folder.attempt(1)))
+    assert not folder.is_over()
+    assert folders.find(None).path == folder.path
+    (tmp_path / "link").symlink_to(state)
+    assert not SessionFolder(tmp_path / "link" / "sessions" / "outlived").is_over()
+    for pid in tree.descendants(shim.pid):
+        os.kill(pid, signal.SIGKILL)
+    shim.wait(10)
+    assert folder.is_over()
+
+
+def test_arguments_that_are_no_utf8_come_back_as_they_were() -> None:
+    word = os.fsdecode(b"a\xffb")
+    spec = LaunchSpec(argv=["echo", word], env={"FOO": word}, cwd=f"/{word}")
+    folder = folders.create(spec=spec, command=["echo", word], name="bytes", levers=[], bare=False)
+    assert folder.launch().spec == spec
+    assert (folder.meta().command, folder.meta().cwd) == (["echo", "a?b"], "/a?b")

@@ -1,5 +1,6 @@
 """`run --headless` on real commands: the lines, the exit codes, the signals, the leftovers."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
+
+from vllm_probes.commands import Command, Relaunch, Stop
+from vllm_probes.events import CommandAnswered
+from vllm_probes.keeper.client import Client, connect
+from vllm_probes.keeper.folder import SessionFolder
 
 Line = dict[str, Any]
 
@@ -26,7 +33,7 @@ class Run:
     """One `vllm-tui` as a child, its lines read as they come."""
 
     def __init__(self, *arguments: str, state: Path, **popen: Any) -> None:
-        env = {**os.environ, "XDG_STATE_HOME": str(state)}
+        env = {**os.environ, "XDG_STATE_HOME": str(state), **popen.pop("env", {})}
         self.lines: list[Line] = []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vllm_tui", *arguments],
@@ -222,3 +229,112 @@ def test_a_lost_keeper_is_told_by_the_exit_code(start: Any) -> None:
     os.kill(shim_pid, 0)
     folder = Path(run.lines[0]["session"])
     os.killpg(json.loads((folder / "attempt-1.pid").read_text())["command"], signal.SIGKILL)
+
+
+@pytest.mark.parametrize("delay_s", [0.15, 0.3, 0.5])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_first_moments_leaves_nothing_alone(
+    start: Any, number: signal.Signals, delay_s: float, tmp_path: Path
+) -> None:
+    run = start("--headless", "--", "sleep", "100")
+    with pytest.raises(subprocess.TimeoutExpired):  # the moment is the case: before the launch, during it, after it
+        run.process.wait(delay_s)
+    run.process.send_signal(number)
+    run.end()
+    for pids in tmp_path.glob("state/vllm-tui/sessions/*/attempt-1.pid"):
+        assert not Path(f"/proc/{json.loads(pids.read_text())['command']}").exists()
+
+
+def test_bytes_that_are_no_utf8_reach_the_command_and_do_no_harm(start: Any, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    folder.mkdir()
+    script = 'printf "%s %s" "$0" "$FOO" | od -An -tx1; exec -a "$0" sleep 1'
+    run = start(
+        "--headless", "--", "bash", "-c", script, os.fsdecode(b"a\xfe"), cwd=folder, env={"FOO": os.fsdecode(b"\xfd")}
+    )
+    assert run.end() == 0, run.errors()
+    session = Path(run.lines[0]["session"])
+    assert (session / "attempt-1.log").read_text().split() == ["61", "fe", "20", "fd"]
+    assert run.lines[0]["cwd"].endswith("/d?")
+    names = {row["process"] for line in run.of("processes_sampled") for row in line["rows"]}
+    assert any("a?" in name for name in names)
+    assert run.of("trouble_noted") == []
+
+
+def test_a_command_that_is_gone_before_the_keeper_comes_leaves_a_tree_that_is_seen(start: Any) -> None:
+    run = start("--headless", "--", "sh", "-c", "setsid sleep 100 & exit 3")
+    assert run.end() == 3
+    assert run.of("attempt_started")[0]["shim_pid"] is not None
+    assert [left["process"] for left in run.of("command_ended")[0]["leftovers"]] == ["sleep"]
+    assert {row["process"] for line in run.of("processes_sampled") for row in line["rows"]} == {"sleep"}
+
+
+def test_an_output_that_takes_nothing_more_is_told(start: Any) -> None:
+    run = start("--headless", "--name", "full", "--", "sleep", "100")
+    run.until("attempt_started")
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m vllm_tui --headless -- sleep 1 > /dev/full"],
+        env={**os.environ, "XDG_STATE_HOME": str(Path(run.lines[0]["session"]).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Standard output cannot be written: No space left on device. The command runs on" in done.stderr
+    assert "Traceback" not in done.stderr
+    run.process.send_signal(signal.SIGTERM)
+    run.end()
+
+
+LONG_LOG = """
+import sys
+for _ in range(120):
+    sys.stdout.write(("x" * 59 + "\\n") * 16_000)
+print("(EngineCore pid=1) ERROR 11-21 10:00:00 [core.py:1] the end", flush=True)
+sys.exit(9)
+"""
+
+
+def test_a_crash_before_the_stop_stays_a_crash_however_long_the_log(start: Any) -> None:
+    run = start("--headless", "--", sys.executable, "-c", LONG_LOG)
+    session = Path(run.until("session_started")["session"])
+    while not (session / "attempt-1.exit").exists():
+        pass
+    run.process.send_signal(signal.SIGINT)
+    assert run.end() == 9
+    assert run.states()[-1] == "crashed"
+    assert run.of("command_ended")[0]["ended_mono"] < run.of("command_ended")[0]["mono"]
+
+
+def test_a_stop_during_a_relaunch_is_a_stop(start: Any) -> None:
+    stubborn = "import signal, time; signal.signal(2, signal.SIG_IGN); print('up', flush=True); time.sleep(100)"
+    run = start("--headless", "--", sys.executable, "-c", stubborn)
+    run.until("log_sampled")
+    answers = asyncio.run(_ask(SessionFolder(Path(run.lines[0]["session"])), Relaunch(), Stop()))
+    assert [answer.message for answer in answers] == ["Starting again.", "Stopping; it will not be started again."]
+    assert run.end() == 128 + signal.SIGTERM
+    assert [line["attempt"] for line in run.of("attempt_started")] == [1]
+
+
+def test_the_exit_code_is_that_of_the_last_attempt(start: Any, tmp_path: Path) -> None:
+    script = f"test -e {tmp_path}/again && exit 4; touch {tmp_path}/again; exec sleep 100"
+    run = start("--headless", "--", "sh", "-c", script)
+    while not (tmp_path / "again").exists():
+        pass
+    run.until("processes_sampled")
+    asyncio.run(_ask(SessionFolder(Path(run.lines[0]["session"])), Relaunch()))
+    assert run.end() == 4
+    assert [line["attempt"] for line in run.of("attempt_started")] == [1, 2]
+
+
+async def _ask(folder: SessionFolder, *wishes: Command) -> list[CommandAnswered]:
+    client = await connect(folder)
+    reading = asyncio.ensure_future(_read_all(client))
+    answers = [await client.ask(structs.replace(wish, id=client.next_id())) for wish in wishes]
+    reading.cancel()
+    await client.close()
+    return answers
+
+
+async def _read_all(client: Client) -> None:
+    async for _ in client.lines():
+        pass

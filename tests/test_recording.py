@@ -40,7 +40,7 @@ def test_a_torn_last_line_is_skipped_and_the_next_one_is_whole(tmp_path: Path) -
     assert list(read_events(path)) == [whole, None, whole]
 
 
-def test_a_full_disk_is_remembered_and_forgotten_when_there_is_room(tmp_path: Path) -> None:
+def test_what_found_no_room_on_the_disk_is_written_when_there_is_some(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     event = StateChanged(**stamp(1), state="idle")
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -53,14 +53,14 @@ def test_a_full_disk_is_remembered_and_forgotten_when_there_is_room(tmp_path: Pa
         recorder.write(event)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limit[1]))
         recorder.write(event)
-        torn = recorder.error is None
+        torn = recorder.error is not None
         recorder.write(event)
         full = recorder.error is not None
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         recorder.write(event)
         os._exit(0 if torn and full and recorder.error is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert [decode(line) for line in path.read_bytes().splitlines()] == [event, None, event]
+    assert [decode(line) for line in path.read_bytes().splitlines()] == [event] * 4
 
 
 def test_drifting_numbers_are_written_now_and_then() -> None:

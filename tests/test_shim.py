@@ -188,4 +188,4 @@ def test_a_removed_folder_does_not_keep_it(tmp_path: Path) -> None:
 
 def test_it_is_small() -> None:
     """It stands beside every run for its whole life."""
-    assert len(Path(shim_module.__file__).read_text().splitlines()) < 60
+    assert len(Path(shim_module.__file__).read_text().splitlines()) < 75

@@ -50,6 +50,7 @@ class _Numbered(msgspec.Struct):
 AnyCommand = Hello | Stop | Relaunch | CaptureStacks
 
 _DECODER = msgspec.json.Decoder(AnyCommand)
+_DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(command: Command) -> bytes:
@@ -61,7 +62,7 @@ def decode(line: bytes) -> AnyCommand | None:
     """The command of one JSON line; None when this version does not know it."""
     try:
         return cast(AnyCommand, _DECODER.decode(line))
-    except msgspec.DecodeError:
+    except _DAMAGED:
         return None
 
 
@@ -69,5 +70,5 @@ def unknown(line: bytes) -> Command:
     """What can be said of a command that `decode` does not know: its id, 0 where even that is missing."""
     try:
         return Command(id=msgspec.json.decode(line, type=_Numbered).id)
-    except msgspec.DecodeError:
+    except _DAMAGED:
         return Command()

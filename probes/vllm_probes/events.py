@@ -5,6 +5,7 @@ A line of ``events.jsonl``, of the control socket and of ``run --headless`` is o
 recording without its conclusions can be judged again. Nothing here reads a clock, a file or a process.
 """
 
+import json
 from typing import Any, Literal, TypedDict, cast
 
 import msgspec
@@ -225,7 +226,9 @@ class CommandEnded(Observation, frozen=True, kw_only=True):
     code: int | None
     signal: int | None
     error: str | None = None
-    """Why it never started."""
+    """Why it never started, or why nobody knows how it ended."""
+    ended_mono: float | None = None
+    """When: the event comes after the log was read to there. None: not known."""
     leftovers: list[ProcessRef] = []
 
 
@@ -328,8 +331,11 @@ _DECODER = msgspec.json.Decoder(AnyEvent)
 
 
 def encode(event: Event) -> bytes:
-    """The event as one JSON line, newline included."""
-    return _ENCODER.encode(event) + b"\n"
+    """The event as one JSON line, newline included. Bytes of names and paths that are no UTF-8 become `?`."""
+    try:
+        return _ENCODER.encode(event) + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(msgspec.to_builtins(event), ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 def decode(line: bytes) -> Event | None:
@@ -339,5 +345,5 @@ def decode(line: bytes) -> Event | None:
     """
     try:
         return cast(Event, _DECODER.decode(line))
-    except msgspec.DecodeError:  # ValidationError, an unknown `event`, is one too
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an unknown `event` is a DecodeError
         return None

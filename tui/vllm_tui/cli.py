@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
     from vllm_probes.launch.spec import LaunchSpec
 
-USAGE, KEEPER_LOST, NOT_EXECUTABLE, NOT_FOUND = 2, 70, 126, 127
+USAGE, KEEPER_LOST, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED = 2, 70, 126, 127, 130
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
 
 
@@ -100,7 +101,7 @@ def attach(command: list[str] | None, session: str | None, *, readonly: bool) ->
     _no_command(command)
     _need_terminal()
     folder = _find(session)
-    _need_this_boot(folder)
+    _need_attachable(folder)
     _watch(folder, headless=False, readonly=readonly, with_code=False)
 
 
@@ -164,10 +165,14 @@ def _find(session: str | None) -> "SessionFolder":
         raise CliError(str(error)) from None
 
 
-def _need_this_boot(folder: "SessionFolder") -> None:
+def _need_attachable(folder: "SessionFolder") -> None:
     """A session of another host or boot is never adopted: its pids mean other processes here."""
     from vllm_probes.keeper.folder import FolderError
 
+    if not folder.is_ours():
+        raise CliError(f"{folder.path} belongs to another user: only they can attach to it.")
+    if not os.access(folder.path, os.W_OK):
+        raise CliError(f"{folder.path} cannot be written: `vllm-tui replay {folder.path}` plays it.")
     try:
         meta, here = folder.meta(), folder.on_this_boot()
     except FolderError as error:
@@ -190,6 +195,8 @@ def _launch(command: list[str], name: str | None, levers: list[str], bare: bool)
     spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=_current_folder())
     if levers:
         _need_levers(levers, spec)
+    # Held back until a view can make a stop of them: a command that is just being launched must not be left alone.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         folder = create(spec=spec, command=redact_argv(command), name=name, levers=levers, bare=bare)
         first_attempt(folder, folder.launch()).start()
@@ -236,6 +243,8 @@ def _watch(folder: "SessionFolder", *, headless: bool, readonly: bool, with_code
         code = _watch_headless(folder) if headless else _watch_app(folder, readonly=readonly, with_code=with_code)
     except KeeperError as error:
         raise CliError(str(error), KEEPER_LOST) from None
+    except KeyboardInterrupt:
+        raise CliError(f"The command runs on: `vllm-tui attach {folder.path.name}` shows it.", INTERRUPTED) from None
     sys.exit(code)
 
 
@@ -244,7 +253,10 @@ def _watch_headless(folder: "SessionFolder") -> int:
 
     from vllm_tui import closing, headless
 
-    model, seen = asyncio.run(headless.follow(folder))
+    try:
+        model, seen = asyncio.run(headless.follow(folder))
+    except headless.OutputError as error:
+        raise CliError(f"{error} The command runs on: `vllm-tui attach {folder.path.name}`.") from None
     if not seen:
         click.echo("vllm-tui: the keeper was lost; `vllm-tui attach` starts a new one.", err=True)
         return KEEPER_LOST
@@ -258,6 +270,7 @@ def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> i
     from vllm_tui.app import VllmTui
     from vllm_tui.live import LiveSource
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path).run()
     if result is None:
         return KEEPER_LOST

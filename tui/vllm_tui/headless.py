@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
+from typing import Literal
 
 from vllm_probes import commands
 from vllm_probes.events import CommandEnded, TreeEnded, decode
@@ -13,6 +15,10 @@ from vllm_probes.model import SessionModel
 
 LEFTOVER_GRACE_S = 5.0
 """What a dead command leaves behind gets this long to end by itself; nobody is there to be asked."""
+
+
+class OutputError(Exception):
+    """Standard output takes no more; the text says why."""
 
 
 class HeadlessView:
@@ -30,22 +36,28 @@ class HeadlessView:
         copying = asyncio.ensure_future(self._copy())
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._ask_to_stop)
-        loop.add_signal_handler(signal.SIGHUP, self._hang_up, copying)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays nohup
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up, copying)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         with contextlib.suppress(asyncio.CancelledError):
             await copying
         return self._over or self.hung_up
 
     @property
     def _over(self) -> bool:
+        """The last attempt is over, and no other one is on its way."""
         attempt = self.model.attempt
-        return attempt is not None and attempt.over and attempt.exited is not None
+        if attempt is None or attempt.tree_ended is None or attempt.exited is None:
+            return False
+        if attempt.stop is None or attempt.stop.by != "relaunch":
+            return True
+        last = self.model.troubles[-1] if self.model.troubles else None
+        return last is not None and last.severity == "error" and last.mono >= attempt.tree_ended.mono
 
     async def _copy(self) -> None:
-        out = sys.stdout.buffer
         try:
             async for line in self._client.lines():
-                out.write(line)
-                out.flush()
+                write(line)
                 self._take_in(line)
                 if self._over:
                     return
@@ -58,20 +70,40 @@ class HeadlessView:
             return
         self.model.apply(event)
         if isinstance(event, CommandEnded) and event.leftovers:
-            asyncio.get_running_loop().call_later(LEFTOVER_GRACE_S, self._send, commands.Stop(by="leftovers"))
+            asyncio.get_running_loop().call_later(LEFTOVER_GRACE_S, self._stop, "leftovers")
         if isinstance(event, TreeEnded):
             self._signals = 0
 
     def _ask_to_stop(self) -> None:
         self._signals += 1
-        self._send(commands.Stop(by="signal", kill=self._signals > 1))
+        self._stop("signal", kill=self._signals > 1)
 
     def _hang_up(self, copying: "asyncio.Future[None]") -> None:
         self.hung_up = True
         copying.cancel()
 
-    def _send(self, command: commands.Command) -> None:
-        self._sending = asyncio.ensure_future(self._client.send(command))
+    def _stop(self, by: Literal["signal", "leftovers"], *, kill: bool = False) -> None:
+        self._sending = asyncio.ensure_future(
+            self._client.send(commands.Stop(id=self._client.next_id(), by=by, kill=kill))
+        )
+
+
+def write(line: bytes) -> None:
+    """Put a line on standard output.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        OutputError: it cannot be written, on a full disk for one.
+    """
+    try:
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:  # what is still in the buffer must not fail again at the exit
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputError(f"Standard output cannot be written: {error.strerror}.") from None
 
 
 async def follow(folder: SessionFolder) -> tuple[SessionModel, bool]:
@@ -79,6 +111,7 @@ async def follow(folder: SessionFolder) -> tuple[SessionModel, bool]:
 
     Raises:
         KeeperError: there is no keeper and none can be started.
+        OutputError: standard output takes no more.
     """
     client = await connect(folder, headless=True)
     view = HeadlessView(client)

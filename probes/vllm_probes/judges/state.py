@@ -76,7 +76,10 @@ class Memory:
     """It is vLLM: its command line, a log line or a process says so."""
     phase: str | None = None
     progress: tuple[str, float, float] | None = None
+    stop_mono: float | None = None
+    """When somebody first asked for the end."""
     stop_requested: bool = False
+    """Somebody asked for it before it came."""
     shutdown_seen: bool = False
     """vLLM itself spoke of an orderly end."""
     roles: tuple[tuple[int, Role, str], ...] = ()
@@ -105,11 +108,9 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
         case EndpointSampled():
             return _endpoint_sampled(memory, event)
         case StopRequested():
-            memory = replace(memory, stop_requested=memory.stop_requested or memory.ended is None)
-            return _move(memory, event, "stopping") if memory.ended is None else (memory, [])
+            return _stop_requested(memory, event)
         case CommandEnded():
-            memory = replace(memory, ended=event)
-            return (memory, []) if memory.stop_requested else _conclude(rules, memory, event)
+            return _command_ended(rules, memory, event)
         case TreeEnded() if memory.ended and memory.state not in ENDED_STATES:
             return _conclude(rules, memory, event)
         case _:
@@ -129,6 +130,20 @@ def _move(memory: Memory, event: Event, state: State, reason: str | None = None)
 def _attempt_started(event: AttemptStarted) -> Result:
     memory = Memory(recognised=event.expects_vllm, log=event.log)
     return _move(memory, event, "starting" if event.expects_vllm else "running")
+
+
+def _stop_requested(memory: Memory, event: StopRequested) -> Result:
+    if memory.ended is not None:
+        return memory, []
+    stop_mono = event.mono if memory.stop_mono is None else memory.stop_mono
+    return _move(replace(memory, stop_requested=True, stop_mono=stop_mono), event, "stopping")
+
+
+def _command_ended(rules: Mapping[str, Rule], memory: Memory, event: CommandEnded) -> Result:
+    """An end that was asked for is judged when the whole tree has come to it."""
+    by_itself = memory.stop_mono is None or (event.ended_mono is not None and event.ended_mono < memory.stop_mono)
+    memory = replace(memory, ended=event, stop_requested=not by_itself)
+    return _conclude(rules, memory, event) if by_itself else (memory, [])
 
 
 def _recognise(memory: Memory, event: Event) -> Result:
@@ -269,7 +284,8 @@ def _end_state(memory: Memory, ended: CommandEnded) -> tuple[State, str | None]:
         return "crashed", f"exit code {ended.code}"
     if memory.death_rule and not _orderly(memory):
         return "crashed", f"{memory.lost[1]} went first" if memory.lost else "its engine died"
-    if memory.lost and ended.mono - memory.lost[0] >= LOST_GRACE_S:
+    ended_mono = ended.mono if ended.ended_mono is None else ended.ended_mono
+    if memory.lost and ended_mono - memory.lost[0] >= LOST_GRACE_S:
         return "crashed", f"{memory.lost[1]} went first"
     return "exited", None
 

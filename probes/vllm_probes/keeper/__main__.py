@@ -14,6 +14,7 @@ from vllm_probes.keeper.keeper import Keeper
 
 
 def main() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the command line launches with its signals held back
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     os.set_inheritable(int(sys.argv[2]), False)

@@ -1,14 +1,16 @@
 """The sessions of this user, each in one row, read without loading its recording."""
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 
 import msgspec
 
 from vllm_probes.events import StateChanged, decode
-from vllm_probes.keeper.child import shim_alive
 from vllm_probes.keeper.folder import FolderError, Meta, SessionFolder, sessions
+from vllm_probes.sensors import tree
+from vllm_probes.sensors.shims import shim_alive
 
 TAIL_BYTES = 256 << 10
 
@@ -18,7 +20,7 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     state: str
-    """As recorded; `damaged` when the folder cannot be read, `lost` when its host was restarted meanwhile."""
+    """As recorded; `damaged` when the folder cannot be read, `lost` when this host lost it unfinished (a restart)."""
     attempt: int
     age_s: float
     command: list[str]
@@ -41,12 +43,22 @@ def rows() -> Iterator[SessionRow]:
             yield _damaged(folder)
 
 
+def own_pids() -> set[int]:
+    """The shims of every session of this user on this boot, with everything below them."""
+    found: set[int] = set()
+    for folder in sessions():
+        for number in range(1, folder.attempt_count() + 1):
+            if (shim_pid := shim_alive(folder.attempt(number))) is not None:
+                found |= {shim_pid, *tree.descendants(shim_pid)}
+    return found
+
+
 def _row(folder: SessionFolder, meta: Meta) -> SessionRow:
-    here = folder.on_this_boot()
+    here, is_this_host = folder.on_this_boot(), meta.host == socket.gethostname()
     attempt = folder.attempt_count()
     alive = here and any(shim_alive(folder.attempt(number)) for number in range(1, attempt + 1))
     state = last_state(folder)
-    if not alive and state not in ("exited", "crashed") and not folder.has_keeper():
+    if is_this_host and not alive and state not in ("exited", "crashed") and not folder.has_keeper():
         state = "lost" if here or attempt else state
     return SessionRow(
         name=meta.name,

@@ -1,4 +1,4 @@
-"""Finds the shim of an attempt, and ends the whole tree below it."""
+"""Ends the whole tree below a shim."""
 
 import asyncio
 import os
@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_probes.launch.attempt import SHIM, Pids, read_pids
+from vllm_probes.launch.attempt import Pids, read_exit, read_pids
 from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import tree
+from vllm_probes.sensors.shims import prefix_of
 
 _POLL_S = 0.02
 _WALK_S = 0.2  # a walk reads a file for every thread; in between, only the processes that it found are looked at
+_LAUNCH_S = 10.0
 _BEGIN_S = 5.0
 _END_S = 1.0
 
@@ -36,11 +38,16 @@ class StopResult:
     left_shm: list[str]
 
 
-def shim_alive(prefix: Path) -> int | None:
-    """The pid of the attempt's shim while it runs; a process that got the pid later is never taken for it."""
+async def launched_shim(prefix: Path) -> int | None:
+    """The shim of an attempt that somebody else has just launched; None where the command could not be started."""
+    await _until(lambda: bool(read_pids(prefix) or read_exit(prefix)), _LAUNCH_S)
     pids = read_pids(prefix)
-    alive = pids and tree.is_running(pids.shim) and _prefix_of(pids.shim) == os.path.abspath(prefix)
-    return pids.shim if pids and alive else None
+    return pids.shim if pids else None
+
+
+def leftovers(shim_pid: int | None) -> list[ProcessRef]:
+    """What runs below a shim; nothing below one that is gone."""
+    return _refs(pid for pid in tree.descendants(shim_pid) if tree.is_running(pid)) if shim_pid is not None else []
 
 
 async def stop_tree(
@@ -146,7 +153,7 @@ async def _command_group(shim_pid: int) -> int | None:
 
 
 def _pids_of(shim_pid: int) -> Pids | None:
-    prefix = _prefix_of(shim_pid)
+    prefix = prefix_of(shim_pid)
     return read_pids(Path(prefix)) if prefix else None
 
 
@@ -194,11 +201,3 @@ def _is_resource_tracker(pid: int) -> bool:
 
 def _refs(pids: Iterable[int]) -> list[ProcessRef]:
     return [ProcessRef(pid=pid, process=tree.title(pid), state=tree.state_letter(pid) or "?") for pid in pids]
-
-
-def _prefix_of(shim_pid: int) -> str | None:
-    """The prefix in the command line of a process, if it is a shim."""
-    match tree.command_line(shim_pid):
-        case [_, "-I", "-S", shim, prefix, "--", *_] if os.path.basename(shim) == SHIM.name:
-            return prefix
-    return None

@@ -13,6 +13,8 @@ from vllm_probes.keeper.folder import KeeperError, SessionFolder
 
 START_TIMEOUT_S = 15.0
 POLL_S = 0.01
+HELLO = commands.Hello()
+GONE = "The keeper is gone; `vllm-tui attach` starts a new one."
 
 
 class Client:
@@ -22,6 +24,7 @@ class Client:
         self._reader, self._writer = reader, writer
         self._answers: dict[int, asyncio.Future[CommandAnswered]] = {}
         self._next_id = 1
+        self._gone = False
 
     async def lines(self) -> AsyncIterator[bytes]:
         """The keeper's lines as they come, answers to commands taken out. Ends when the keeper is gone.
@@ -29,16 +32,13 @@ class Client:
         Raises:
             KeeperError: the keeper speaks another version's language.
         """
-        first = True
         with suppress(ConnectionError):
             while line := await self._reader.readline():
-                if not line.startswith(b'{"event":"command_answered"'):
-                    yield line
-                elif first:
-                    raise KeeperError(commands.OTHER_VERSION)
-                else:
+                if line.startswith(b'{"event":"command_answered"'):
                     self._answer(decode(line))
-                first = False
+                else:
+                    yield line
+        self._gone = True
         for future in self._answers.values():
             future.cancel()
 
@@ -49,7 +49,7 @@ class Client:
                 yield [event]
 
     async def send(self, command: commands.Command) -> None:
-        """Give a command and do not wait for the answer."""
+        """Give a command, with an id of `next_id`, and do not wait for the answer."""
         with suppress(ConnectionError):
             self._writer.write(commands.encode(command))
             await self._writer.drain()
@@ -64,17 +64,21 @@ class Client:
         Raises:
             KeeperError: the keeper is gone.
         """
+        if self._gone:
+            raise KeeperError(GONE)
         future: asyncio.Future[CommandAnswered] = asyncio.get_running_loop().create_future()
         self._answers[command.id] = future
         await self.send(command)
         try:
             return await future
         except asyncio.CancelledError:
-            raise KeeperError("The keeper is gone; `vllm-tui attach` starts a new one.") from None
+            raise KeeperError(GONE) from None
         finally:
             self._answers.pop(command.id, None)
 
     def _answer(self, event: Event | None) -> None:
+        if isinstance(event, CommandAnswered) and event.id == HELLO.id and not event.ok:
+            raise KeeperError(event.message)
         if isinstance(event, CommandAnswered) and (future := self._answers.get(event.id)) and not future.done():
             future.set_result(event)
 
@@ -97,9 +101,12 @@ async def connect(folder: SessionFolder, *, headless: bool = False) -> Client:
             with short_path(folder.socket) as address:
                 reader, writer = await asyncio.open_unix_connection(address, limit=READ_BYTES * 64)
             client = Client(reader, writer)
-            await client.send(commands.Hello(headless=headless))
+            await client.send(commands.Hello(id=HELLO.id, headless=headless))
             return client
-        keeper = keeper or start_keeper(folder)
+        try:
+            keeper = keeper or start_keeper(folder)
+        except OSError as error:
+            raise KeeperError(f"No keeper can be started in {folder.path}: {error.strerror}.") from None
         if keeper is not None and keeper.poll() not in (None, 0):
             break
         await asyncio.sleep(POLL_S)

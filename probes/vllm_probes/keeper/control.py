@@ -18,6 +18,7 @@ from vllm_probes.events import CommandAnswered, Event, ModelRestored, encode
 
 MAX_BACKLOG_BYTES = 4 << 20
 READ_BYTES = 1 << 20
+HELLO_TIMEOUT_S = 10.0
 
 
 class Host(Protocol):
@@ -102,26 +103,26 @@ class ControlServer:
                 view.send(encode(self._host.restored()))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
         try:
-            with suppress(ConnectionError, asyncio.LimitOverrunError, ValueError):
+            with suppress(ConnectionError, TimeoutError, asyncio.LimitOverrunError, ValueError):
                 await self._converse(reader, writer)
         finally:
-            self._connections -= 1
             writer.close()
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if peer_uid(writer.get_extra_info("socket")) != os.getuid():
             return
-        hello = commands.decode(await reader.readline())
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            hello = commands.decode(await reader.readline())
         if not isinstance(hello, commands.Hello) or hello.protocol != commands.PROTOCOL:
             writer.write(encode(self._host.answered(hello or commands.Hello(), False, commands.OTHER_VERSION)))
             await writer.drain()
             return
-        if hello.headless:
-            await self._follow_recording(reader, writer)
-        else:
-            await self._follow_live(reader, writer)
+        self._connections += 1
+        try:
+            await (self._follow_recording if hello.headless else self._follow_live)(reader, writer)
+        finally:
+            self._connections -= 1
 
     async def _follow_live(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         view = View(writer)
@@ -154,6 +155,7 @@ class ControlServer:
             else:
                 answer = self._host.answered(command, *await self._host.obey(command))
             writer.write(encode(answer))
+            await writer.drain()
 
 
 async def _until_first(*tasks: "asyncio.Future[None]") -> None:

@@ -5,11 +5,13 @@ never on a network file system, whose lost locks and missing sockets would break
 """
 
 import fcntl
+import json
 import os
 import re
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +23,13 @@ import platformdirs
 from vllm_probes import __version__
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.sensors import disk
+from vllm_probes.sensors.shims import shim_alive
 
 MIN_FREE_BYTES = 64 << 20
 """Below this vLLM would die at start without a word: it cannot write its first log lines."""
 KEPT_SESSIONS = 100
+RESERVED_BYTES = 256 << 10
+"""Room taken for the recording before there is anything to record: a log can fill a disk within a second."""
 
 _Kind = TypeVar("_Kind")
 
@@ -100,18 +105,43 @@ class SessionFolder:
         return descriptor
 
     def has_keeper(self) -> bool:
-        if (descriptor := self.lock()) is None:
+        """Somebody holds the lock; looks only, and leaves nothing behind in folders of others."""
+        try:
+            descriptor = os.open(self.path / "keeper.lock", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
             return True
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)
         return False
+
+    def is_ours(self) -> bool:
+        """It belongs to this user: what another one put there is neither run nor connected to."""
+        return _is_ours(self.path)
+
+    def is_over(self) -> bool:
+        """Every attempt's command has ended, and nothing of its tree is left to run."""
+        prefixes = [log.with_suffix("") for log in self.path.glob("attempt-*.log")]
+        return all(prefix.with_suffix(".exit").exists() and shim_alive(prefix) is None for prefix in prefixes)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return status.st_uid == os.getuid() and stat.S_ISDIR(status.st_mode)
 
 
 def _read(path: Path, kind: type[_Kind]) -> _Kind:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        return msgspec.convert(json.loads(path.read_bytes()), kind)
     except FileNotFoundError:
         raise FolderError(f"{path.parent} is not a session folder: it has no {path.name}.") from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, RecursionError, msgspec.ValidationError) as error:
         raise FolderError(f"{path} cannot be read: {error}.") from None
 
 
@@ -127,13 +157,18 @@ def state_folder() -> Path:
         FolderError: neither can be written.
     """
     wanted = platformdirs.user_state_path("vllm-tui")
-    for folder in (wanted, Path(f"/var/tmp/vllm-tui-{os.getuid()}")):
+    for folder in (wanted, fallback_folder()):
         if not disk.is_network_filesystem(folder) and _is_private_and_writable(folder):
             return folder
     raise FolderError(
         f"No place for the session: {wanted} cannot be written or is on a network file system, "
         "and neither can /var/tmp. Set XDG_STATE_HOME to a folder of yours on a local disk."
     )
+
+
+def fallback_folder() -> Path:
+    """Where sessions are kept when the XDG state folder cannot be used: local, and kept over a restart."""
+    return Path(f"/var/tmp/vllm-tui-{os.getuid()}")
 
 
 def _is_private_and_writable(folder: Path) -> bool:
@@ -144,7 +179,7 @@ def _is_private_and_writable(folder: Path) -> bool:
         probe.unlink()
     except OSError:
         return False
-    return folder.stat().st_uid == os.getuid()
+    return _is_ours(folder.resolve())
 
 
 def create(*, spec: LaunchSpec, command: list[str], name: str | None, levers: list[str], bare: bool) -> SessionFolder:
@@ -169,11 +204,12 @@ def create(*, spec: LaunchSpec, command: list[str], name: str | None, levers: li
         boot_id=boot_id(),
         version=__version__,
         created=created,
-        command=command,
-        cwd=spec.cwd,
+        command=[_text(word) for word in command],
+        cwd=_text(spec.cwd),
     )
-    _write_private(folder.path / "launch.json", msgspec.json.encode(Launch(spec=spec, levers=levers, bare=bare)))
-    _write_private(folder.path / "meta.json", msgspec.json.encode(meta))
+    _write_private(folder.path / "launch.json", Launch(spec=spec, levers=levers, bare=bare))
+    _write_private(folder.path / "meta.json", meta)
+    disk.reserve(folder.events, RESERVED_BYTES)
     _forget_oldest(root)
     return folder
 
@@ -190,35 +226,43 @@ def _free_name(root: Path, name: str | None, spec: LaunchSpec, created: float) -
     return base if not (root / base).exists() else f"{base}-{secrets.token_hex(2)}"
 
 
-def _write_private(path: Path, data: bytes) -> None:
+def _text(word: str) -> str:
+    """A word of the command line to be shown: bytes that are no UTF-8 become `?`."""
+    return word.encode(errors="replace").decode()
+
+
+def _write_private(path: Path, record: msgspec.Struct) -> None:
+    """As ASCII JSON: arguments and paths that are no UTF-8 come back from it as they were."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        json.dump(msgspec.to_builtins(record), file)
 
 
 def _forget_oldest(root: Path) -> None:
     """Drop the oldest ended sessions of this host beyond a hundred; those of another host or boot are not ours."""
-    folders = sorted((f for f in root.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
+    folders = sorted((path for path in root.iterdir() if _is_ours(path)), key=_changed)
     for path in folders[:-KEPT_SESSIONS]:
         folder = SessionFolder(path)
         try:
-            if folder.on_this_boot() and not folder.has_keeper() and is_over(folder):
+            if folder.on_this_boot() and not folder.has_keeper() and folder.is_over():
                 shutil.rmtree(path, ignore_errors=True)
         except FolderError:
             continue
 
 
-def is_over(folder: SessionFolder) -> bool:
-    """Every attempt has an exit file; an attempt without one may still run."""
-    return all(log.with_suffix(".exit").exists() for log in folder.path.glob("attempt-*.log"))
-
-
 def sessions() -> Iterator[SessionFolder]:
     """Every session folder of this user, newest first; damaged ones included."""
-    roots = [platformdirs.user_state_path("vllm-tui"), Path(f"/var/tmp/vllm-tui-{os.getuid()}")]
-    found = [path for root in roots if (root / "sessions").is_dir() for path in (root / "sessions").iterdir()]
-    for path in sorted((path for path in found if path.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True):
+    roots = [platformdirs.user_state_path("vllm-tui") / "sessions", fallback_folder() / "sessions"]
+    found = [path for root in roots if _is_ours(root.resolve()) for path in root.iterdir() if _is_ours(path)]
+    for path in sorted(found, key=_changed, reverse=True):
         yield SessionFolder(path)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # it is being forgotten
+        return 0.0
 
 
 def find(word: str | None) -> SessionFolder:
@@ -231,7 +275,7 @@ def find(word: str | None) -> SessionFolder:
         return SessionFolder(Path(word).resolve())
     known = list(sessions())
     if word is None:
-        fitting = [folder for folder in known if folder.has_keeper() or not is_over(folder)]
+        fitting = [folder for folder in known if _may_run(folder)]
         missing = "No session is running here. `vllm-tui ls` lists the ended ones, to be opened by name."
     else:
         fitting = [folder for folder in known if folder.path.name == word]
@@ -242,3 +286,10 @@ def find(word: str | None) -> SessionFolder:
     if not fitting:
         raise FolderError(missing)
     raise FolderError("Several sessions fit; name one of: " + ", ".join(folder.path.name for folder in fitting))
+
+
+def _may_run(folder: SessionFolder) -> bool:
+    try:
+        return folder.on_this_boot() and (folder.has_keeper() or not folder.is_over())
+    except FolderError:
+        return False

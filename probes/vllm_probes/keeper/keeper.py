@@ -28,15 +28,15 @@ from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
-from vllm_probes.launch.attempt import read_exit, read_pids
+from vllm_probes.launch.attempt import Ending, read_exit
 from vllm_probes.launch.levers import LeverError, blocked, load_levers
 from vllm_probes.rows import ProcessRef
-from vllm_probes.sensors import files, tree
+from vllm_probes.sensors import files
+from vllm_probes.sensors.shims import shim_alive
 
 LOG_INTERVAL_S = 0.1
 LOOK_INTERVAL_S = 1.0
 DISK_INTERVAL_S = 10.0
-SHIM_START_S = 10.0
 LINGER_S = 5.0
 """How long a keeper without a tree and without views waits for somebody."""
 
@@ -54,6 +54,7 @@ class Keeper:
         self._shim: subprocess.Popen[bytes] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._kill = asyncio.Event()
+        self._starts_again = False
         self._ending = asyncio.Lock()
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._coredumps = files.FolderWatch(folder.coredumps)
@@ -102,21 +103,11 @@ class Keeper:
         replaced = attempt is not None and not attempt.over
         self._stream.publish(KeeperStarted(**self._stream.stamp(), pid=self._pid, replaced=replaced))
         if attempt is None:
-            shim_pid = await self._first_shim_pid()
+            shim_pid = await child.launched_shim(self._folder.attempt(1))
             self._stream.begin_attempt()
             self._follow(first_attempt(self._folder, self._launch), shim_pid)
         elif replaced:
             self._watch_attempt()
-
-    async def _first_shim_pid(self) -> int | None:
-        """The first attempt is launched by the command line before there is a keeper; its shim says who it is."""
-        prefix = self._folder.attempt(1)
-        deadline = time.monotonic() + SHIM_START_S
-        while time.monotonic() < deadline and read_exit(prefix) is None:
-            if pids := read_pids(prefix):
-                return pids.shim
-            await asyncio.sleep(0.01)
-        return None
 
     def _follow(self, attempt: Attempt, shim_pid: int | None) -> None:
         self._stream.publish(attempt.started(shim_pid, self._stream.stamp()))
@@ -158,16 +149,19 @@ class Keeper:
     # --- looks ------------------------------------------------------------------------------------------------------
 
     async def _every(self, interval_s: float, look: Callable[[], Awaitable[None]]) -> None:
-        """Look again and again. A look that fails is told, and the watching goes on."""
         while True:
-            try:
-                await look()
-            except Exception as error:  # noqa: BLE001 - the one place that stands between a sensor's fault and the run
-                self._note_failure(error)
+            await self._guarded(look())
             await asyncio.sleep(interval_s)
 
+    async def _guarded(self, work: Awaitable[None]) -> None:
+        """What fails is told, and everything else goes on."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - the one place that stands between a fault of ours and the session
+            self._note_failure(error)
+
     def _note_failure(self, error: Exception) -> None:
-        what = f"A look at the run failed: {type(error).__name__}: {error}"
+        what = f"Part of the keeper failed: {type(error).__name__}: {error}"
         if what in self._failures:
             return
         self._failures.add(what)
@@ -181,6 +175,7 @@ class Keeper:
         if self._watch and self._tree_runs:
             self._watch.log()
             await self._look_for_end(self._watch)
+        self._stream.retry()
         await self._server.recorded()
 
     async def _look(self) -> None:
@@ -206,24 +201,27 @@ class Keeper:
         ending = read_exit(prefix)
         if attempt.ended is None and (ending or shim_pid is None):
             await watch.drain_log()
-            error = ending.error if ending else "Its shim was killed: the exit code is not known."
-            self._stream.publish(
-                CommandEnded(
-                    **self._stream.stamp(),
-                    code=ending.code if ending else None,
-                    signal=ending.signal if ending else None,
-                    error=error,
-                    leftovers=_running(shim_pid),
-                )
-            )
+            self._command_ended(ending or Ending(error="Its shim was killed: the exit code is not known."))
         if shim_pid is None and self._stopping is None:
             await self._tree_ended()
+
+    def _command_ended(self, ending: Ending) -> None:
+        self._stream.publish(
+            CommandEnded(
+                **self._stream.stamp(),
+                code=ending.code,
+                signal=ending.signal,
+                error=ending.error,
+                ended_mono=ending.mono,
+                leftovers=child.leftovers(self._shim_pid()),
+            )
+        )
 
     def _shim_pid(self) -> int | None:
         """The pid of the attempt's shim while it runs; one that we started ourselves is reaped here."""
         if self._shim is not None:
             return self._shim.pid if self._shim.poll() is None else None
-        return child.shim_alive(self._folder.attempt(self._stream.attempt))
+        return shim_alive(self._folder.attempt(self._stream.attempt))
 
     async def _tree_ended(self, result: child.StopResult | None = None) -> None:
         watch, self._watch = self._watch, None
@@ -231,8 +229,11 @@ class Keeper:
             await watch.drain_log()
             watch.look_at_processes()
             await watch.close()
-        if not self._tree_runs:
+        attempt = self._stream.model.attempt
+        if attempt is None or attempt.over:
             return
+        if attempt.ended is None:
+            self._command_ended(Ending(error="Its exit code is not known: it does not end, or the disk is full."))
         left_shm, survivors = (result.left_shm, result.survivors) if result else ([], [])
         self._stream.publish(TreeEnded(**self._stream.stamp(), left_shm=left_shm, survivors=survivors))
         self._shim = None
@@ -260,13 +261,21 @@ class Keeper:
         if not self._tree_runs:
             return False, "Nothing runs that could be stopped."
         if self._stopping is not None:
-            if command.kill:
-                self._kill.set()
-            return True, "Killing what is left." if command.kill else "It is being stopped already."
+            return True, self._stop_harder(command)
         if command.kill:
             self._kill.set()
         self._start(self._stop(command.by))
         return True, "Stopping."
+
+    def _stop_harder(self, command: commands.Stop) -> str:
+        """Somebody asks for the end while it comes: of a relaunch only the first half is left."""
+        if command.kill:
+            self._kill.set()
+        if self._starts_again:
+            self._starts_again = False
+            self._stream.publish(StopRequested(**self._stream.stamp(), by=command.by, kill=command.kill))
+            return "Stopping; it will not be started again."
+        return "Killing what is left." if command.kill else "It is being stopped already."
 
     def _obey_relaunch(self, command: commands.Relaunch) -> tuple[bool, str]:
         if self._stopping is not None:
@@ -277,6 +286,7 @@ class Keeper:
                 return False, f"There is no lever {lever!r}; there are {', '.join(known)}."
             if reason := blocked(lever, self._launch.spec):
                 return False, reason
+        self._starts_again = True
         self._start(self._relaunch(command))
         return True, "Starting again."
 
@@ -289,11 +299,12 @@ class Keeper:
         return True, f"Stacks of {taken} processes taken" + (f", {missing} could not be read." if missing else ".")
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._stopping = self._tasks.create_task(work)
-        self._stopping.add_done_callback(self._done)
+        self._stopping = self._tasks.create_task(self._finish(work))
 
-    def _done(self, _: "asyncio.Task[None]") -> None:
+    async def _finish(self, work: Coroutine[Any, Any, None]) -> None:
+        await self._guarded(work)
         self._stopping = None
+        self._starts_again = False
 
     async def _stop(self, by: Any) -> None:
         attempt = self._stream.model.attempt
@@ -314,6 +325,8 @@ class Keeper:
     async def _relaunch(self, command: commands.Relaunch) -> None:
         self._kill.clear()
         await self._stop("relaunch")
+        if not self._starts_again:
+            return
         number = self._stream.attempt + 1
         try:
             attempt = next_attempt(self._folder, self._launch, number, command.levers, clean=command.clean)
@@ -323,10 +336,3 @@ class Keeper:
         except (LeverError, OSError) as error:
             what = f"It could not be started again: {error}"
             self._trouble(what, "Nothing runs now; mend that and press R.", "error")
-
-
-def _running(shim_pid: int | None) -> list[ProcessRef]:
-    if shim_pid is None:
-        return []
-    pids = [pid for pid in tree.descendants(shim_pid) if tree.is_running(pid)]
-    return [ProcessRef(pid=pid, process=tree.title(pid), state=tree.state_letter(pid) or "?") for pid in pids]

@@ -6,13 +6,16 @@ without its conclusions equal to one with them.
 """
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from vllm_probes.events import DiskSampled, EndpointSampled, Event, LogSampled, ProcessesSampled, decode, encode
+from vllm_probes.keeper.folder import RESERVED_BYTES
 from vllm_probes.rows import ProcessRow
+from vllm_probes.sensors import disk
 
 PROCESS_DRIFT_S = 60.0
 PROCESS_REST_S = 5.0
@@ -21,28 +24,56 @@ RESTING_PERCENT = 10.0
 ENDPOINT_DRIFT_S = 10.0
 LOG_DRIFT_S = 5.0
 DISK_DRIFT_S = 60.0
+WAITING_LINES = 10_000
 
 
 class Recorder:
-    """Appends events to the recording, each line flushed at once."""
+    """Appends events to the recording, each line flushed at once.
+
+    A full disk is remembered in `error`, never raised: vLLM runs on, and so do we. Room is taken ahead, and what does
+    not fit even there waits.
+    """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self._torn = not _ends_with_newline(self._descriptor)
+        self._path = path
+        self._waiting: deque[bytes] = deque()
+        self._reserved_bytes = 0
+        if not _ends_with_newline(self._descriptor):
+            self._waiting.append(b"\n")
         self.error: OSError | None = None
         """Why the last line could not be written; None again as soon as one could."""
 
     def write(self, event: Event) -> None:
-        """Append one line. A full disk is remembered in `error`, never raised: vLLM runs on, and so do we."""
-        line = encode(event)
+        """Append one line, behind those that wait."""
+        if len(self._waiting) < WAITING_LINES:
+            self._waiting.append(encode(event))
+        self.retry()
+
+    def retry(self) -> None:
+        """Write what waits, as far as there is room."""
         try:
-            written = os.write(self._descriptor, b"\n" + line if self._torn else line)
-            self._torn = written < len(line)
+            while self._waiting:
+                line = self._waiting[0]
+                written = os.write(self._descriptor, line)
+                if written < len(line):
+                    self._waiting[0] = line[written:]
+                else:
+                    self._waiting.popleft()
             self.error = None
+            self._reserve()
         except OSError as error:
             self.error = error
 
+    def _reserve(self) -> None:
+        size_bytes = os.fstat(self._descriptor).st_size
+        if size_bytes + RESERVED_BYTES // 2 > self._reserved_bytes:
+            self._reserved_bytes = size_bytes + RESERVED_BYTES
+            disk.reserve(self._path, RESERVED_BYTES)
+
     def close(self) -> None:
+        """Give back the room that was not needed."""
+        os.ftruncate(self._descriptor, os.fstat(self._descriptor).st_size)
         os.close(self._descriptor)
 
 
@@ -86,6 +117,7 @@ class SampleFilter:
         """A new attempt: everything is news again."""
         self._rows.clear()
         self._last.clear()
+        self._own_clients.clear()
 
     def _keep_if(self, event: Event, different: bool, drift_s: float) -> Event | None:
         before = self._last.get(type(event))

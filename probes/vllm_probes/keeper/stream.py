@@ -4,7 +4,16 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 
-from vllm_probes.events import Event, ModelRestored, Observation, Stamp, TroubleNoted
+from vllm_probes.events import (
+    AttemptStarted,
+    Conclusion,
+    Event,
+    LogRecorded,
+    ModelRestored,
+    Observation,
+    Stamp,
+    TroubleNoted,
+)
 from vllm_probes.judges import state
 from vllm_probes.judges.rules import Rule
 from vllm_probes.keeper.folder import SessionFolder
@@ -22,10 +31,13 @@ class Stream:
         self._node = socket.gethostname()
         self._filter = SampleFilter()
         self.attempt = 0
-        if folder.events.exists():
-            self._continue(folder)
+        self.last_line_number = 0
+        """Of the records of the attempt's log that an earlier keeper told."""
+        missing = self._continue(folder) if folder.events.exists() else []
         self._recorder = Recorder(folder.events)
         self._disk_trouble = False
+        for conclusion in missing:
+            self.publish(conclusion)
 
     @property
     def is_new(self) -> bool:
@@ -47,9 +59,16 @@ class Stream:
                 self.publish(conclusion)
         self._watch_disk()
 
+    def retry(self) -> None:
+        """Write what found no room on the disk before."""
+        if self._recorder.error is not None:
+            self._recorder.retry()
+            self._watch_disk()
+
     def begin_attempt(self) -> int:
         """The number of the next attempt; its events carry it from now on."""
         self.attempt += 1
+        self.last_line_number = 0
         self._filter.reset()
         return self.attempt
 
@@ -60,15 +79,27 @@ class Stream:
     def close(self) -> None:
         self._recorder.close()
 
-    def _continue(self, folder: SessionFolder) -> None:
+    def _continue(self, folder: SessionFolder) -> list[Conclusion]:
+        """Take the recording in; the conclusions from its last observation that a killed keeper did not write."""
+        missing: list[Conclusion] = []
         for event in read_events(folder.events):
             if event is None:
                 self.model.unknown_line_count += 1
                 continue
             self.model.apply(event)
             if isinstance(event, Observation):
-                self._memory, _ = state.step(self._rules, self._memory, event)
+                self._memory, missing = state.step(self._rules, self._memory, event)
+                self._note_line(event)
+            elif missing and type(event) is type(missing[0]):
+                missing = missing[1:]
         self.attempt = self.model.attempt.number if self.model.attempt else 0
+        return missing
+
+    def _note_line(self, event: Observation) -> None:
+        if isinstance(event, AttemptStarted):
+            self.last_line_number = 0
+        elif isinstance(event, LogRecorded):
+            self.last_line_number = max(self.last_line_number, event.line_number)
 
     def _watch_disk(self) -> None:
         error = self._recorder.error

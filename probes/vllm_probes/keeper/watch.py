@@ -1,6 +1,7 @@
 """Everything that is looked at while one attempt runs. Each look publishes what it saw."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -35,6 +36,7 @@ LOG_HEAD_BYTES = 256 << 20
 """What stays of a log that outgrows its limit: the start-up, and everything recent."""
 LOG_SLICE_BYTES = 1 << 20
 """A flood is read in slices: 0.1 s each at the slowest, so that nobody waits long for an answer."""
+DRAIN_S = 3.0
 LOW_DISK_BYTES = 1 << 30
 STRANGERS_EVERY = 5
 """Looks between two scans of the whole host, done only where the launcher's processes are not our descendants."""
@@ -81,11 +83,19 @@ class Watch:
         return bool(events)
 
     async def drain_log(self) -> None:
-        """Read to the end: the last lines tell why, and a traceback is told when nothing follows it."""
-        more = True
-        while more:
-            more = self.log() or self._log.behind
+        """Read to where the log ends now, and tell what is unfinished: the last lines tell why.
+
+        What is left behind may write on for ever, and a long log may take long: at the deadline the end is told
+        without its last lines.
+        """
+        end_bytes = self._log_path.stat().st_size if self._log_path.exists() else 0
+        deadline = time.monotonic() + DRAIN_S
+        while time.monotonic() < deadline:
+            if self._log.index.size_bytes >= end_bytes:
+                break
+            self.log()
             await asyncio.sleep(0)
+        self.log()
 
     def _learn(self, event: LogRecorded) -> None:
         if url := event.fields.get("url"):
@@ -245,4 +255,5 @@ class _Resume:
 
 def _resume_point(stream: Stream) -> _Resume:
     log = stream.model.log
-    return _Resume(log.size_bytes, log.line_count) if log else _Resume(0, 0)
+    size_bytes, line_count = (log.size_bytes, log.line_count) if log else (0, 0)
+    return _Resume(size_bytes, max(line_count, stream.last_line_number))

@@ -26,15 +26,15 @@ class Pids(msgspec.Struct, frozen=True):
     command: int
 
 
-class Ending(msgspec.Struct, frozen=True):
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
     """How the command ended: a code, a signal, or why it never started (with the code a shell would give)."""
 
-    code: int | None
-    signal: int | None
-    error: str | None
-    time: float
+    code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    time: float | None = None
     """Unix seconds."""
-    mono: float
+    mono: float | None = None
     """CLOCK_MONOTONIC seconds."""
 
 

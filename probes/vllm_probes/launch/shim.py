@@ -19,12 +19,22 @@ def spawn(prefix: str, argv: list[str]) -> int:
     return os.posix_spawnp(argv[0], argv, env, file_actions=files, setpgroup=0, setsigmask=(), setsigdef=range(1, 32))
 
 
+def reserve(path: str) -> None:
+    """Room for the record to come: the disk may be full by then."""
+    try:
+        with open(path + ".tmp", "w") as file:
+            file.write(" " * 4096)
+    except OSError:
+        pass
+
+
 def save(path: str, **record: int | str | None) -> None:
-    stamps = {"time": time.time(), "mono": time.monotonic()}
+    text = json.dumps(record | {"time": time.time(), "mono": time.monotonic()})
     while os.path.isdir(os.path.dirname(path) or "."):  # a full disk may get room again, a removed folder never
         try:
-            with open(path + ".tmp", "w") as file:
-                json.dump(record | stamps, file)
+            with open(os.open(path + ".tmp", os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+                file.write(text)
+                file.truncate()
             os.replace(path + ".tmp", path)
             break
         except OSError:
@@ -45,6 +55,7 @@ def main(prefix: str, argv: list[str]) -> None:
         code = 127 if isinstance(error, (FileNotFoundError, NotADirectoryError, ValueError)) else 126
         return save(prefix + ".exit", code=code, signal=None, error=f"'{argv[0]}' cannot be started: {error.args[-1]}.")
     save(prefix + ".pid", shim=os.getpid(), command=command)
+    reserve(prefix + ".exit")
     while True:
         try:
             pid, status = os.wait()

@@ -64,6 +64,18 @@ def full_in_s(samples: Sequence[tuple[float, int]]) -> float | None:
     return left_s if left_s <= SOON_S else None
 
 
+def reserve(path: Path, room_bytes: int) -> None:
+    """Take room for what will be appended to a file, which is made if need be and keeps its size.
+
+    Nothing more happens where the file system cannot.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        _LIBC.fallocate(descriptor, _KEEP_SIZE, os.fstat(descriptor).st_size, room_bytes)
+    finally:
+        os.close(descriptor)
+
+
 def hole(
     size_bytes: int, limit_bytes: int, keep_head_bytes: int, block_bytes: int = BLOCK_BYTES
 ) -> tuple[int, int] | None:

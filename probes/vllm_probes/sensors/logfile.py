@@ -25,6 +25,9 @@ LINE_CHARACTERS = 4000
 KNOWN_PER_SAMPLE = 200
 UNKNOWN_PER_SAMPLE = 50
 REPEAT_S = 10.0
+BACKLOG_BYTES = 64 << 20
+"""With more than this to read, lines are indexed and not examined: what vLLM does now matters more."""
+SKIPPED_BYTES = 16 << 20
 _REMEMBERED = 1000
 _PROCESS_NAME = re.compile(rb"\(([A-Za-z][\w.-]*)(?: rank=\d+)? pid=(\d+)[,)]")
 
@@ -72,7 +75,7 @@ class LogSensor:
         if self._generation != self.index.generation:
             self._begin_anew()
         matches = [*self._read_new(), *(self._stream.settle() if changed else self._stream.flush())]
-        events: list[Event] = [*self._tell(matches, stamp), *self._unfinished_bar(stamp)]
+        events: list[Event] = [*self._tell(matches, stamp), *self._unfinished_bar(stamp), *self._skip_backlog(stamp)]
         if changed:
             events.append(
                 LogSampled(
@@ -84,6 +87,15 @@ class LogSensor:
                 )
             )
         return events
+
+    def _skip_backlog(self, stamp: Stamp) -> Iterator[LogRecorded]:
+        if self.index.pending_bytes <= BACKLOG_BYTES:
+            return
+        self.index.refresh(budget_bytes=SKIPPED_BYTES)
+        self._next_line = self.index.finished_lines
+        if self._repeats.admit("backlog", stamp["mono"]):
+            message = "the log grows faster than it is read: not every line from here on is examined"
+            yield LogRecorded(**stamp, line_number=self._next_line, level="warning", message=message)
 
     # --- reading --------------------------------------------------------------------------------------------------
 

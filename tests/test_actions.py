@@ -74,3 +74,14 @@ def test_a_blocked_lever_says_why_but_can_be_taken_off() -> None:
 def test_readme_table_has_every_key() -> None:
     table = actions.markdown_table()
     assert all(f"| `{action.key_label}` | {action.help} |" in table for action in actions.ACTIONS)
+
+
+def test_the_key_bar_of_a_recording_has_what_works_there() -> None:
+    pace = Pace(paused=False, speed=1.0, over=False)
+    recording = situation(connection="recording", pace=pace)
+    shown = [action.id for action in actions.key_bar(recording, 80)]
+    assert shown[-2:] == ["quit", "help"]
+    assert {"pause", "step", "slower", "faster", "search"} <= set(shown)
+    assert not {"stacks", "eager", "again", "stop", "detach"} & set(shown)
+    recording.model.apply(Script().stacks_captured())
+    assert "stacks" in [action.id for action in actions.key_bar(recording, 80)]

@@ -1,6 +1,7 @@
 """What the app shows: at every size, of every state, and of text that nobody vouches for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,8 +20,11 @@ from tests.ui_source import (
 )
 from vllm_probes.commands import Stop
 from vllm_probes.events import DiskSampled, Exited, LeverChecked, TreeEnded, TroubleNoted
+from vllm_probes.model import SessionModel
 from vllm_probes.rows import Change, DebugSetting, Finding, ProcessRef
+from vllm_tui import closing
 from vllm_tui.screens.main import MainScreen
+from vllm_tui.widgets.notices import Notices
 
 
 @pytest.fixture
@@ -77,6 +81,80 @@ async def test_a_crash_shows_its_cause(script: Script, tmp_path: Path) -> None:
             app, pilot, "was killed (SIGKILL) after 12 s", "Line 97: OSError: [Errno 98]", "Choose another --port."
         )
         await shows(app, pilot, "ran 0:00:12")
+        rows = screen_text(app).splitlines()
+        assert "Line 97" in rows[1]
+
+
+async def test_an_unknown_cause_is_one_short_line(script: Script, tmp_path: Path) -> None:
+    source = crashed(script, tmp_path)
+    finding = Finding(
+        rule=None, class_="other", role="cause", severity="error", file="attempt-1.log", line_number=505,
+        line="(EngineCore pid=27360) ERROR 11-21 14:26:04 [core.py:57] TimeoutError: no answer",
+        why="The first error in the log.", fix="Read the lines around it.",
+    )  # fmt: skip
+    source.play(Exited(**script.stamp(13), code=1, signal=None, findings=[finding]))
+    sentence = "✖ Line 505: EngineCore: TimeoutError: no answer — The first error in the log; ] goes there."
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, sentence)
+
+
+async def test_a_notice_of_a_second_attempt_is_drawn(script: Script, tmp_path: Path) -> None:
+    source = crashed(script, tmp_path)
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "was killed (SIGKILL) after 12 s")
+        again = Script(attempt=2)
+        source.play(again.attempt_started(20), again.state("loading", 20))
+        await until(pilot, lambda: "SIGKILL" not in screen_text(app))
+        source.play(again.state("crashed", 25), again.command_ended(25, 3), again.tree_ended(26))
+        await shows(app, pilot, "ended with code 3 after 5.0 s")
+
+
+async def test_a_layout_between_two_moments_leaves_room_for_the_second(script: Script, tmp_path: Path) -> None:
+    source = crashed(script, tmp_path)
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "was killed (SIGKILL) after 12 s")
+        again = Script(attempt=2)
+        panel = app.screen.query_one(Notices)
+        app.situation.model.apply(again.attempt_started(20))
+        panel.refresh(layout=True)
+        await until(pilot, lambda: panel.size.height == 0)
+        source.play(again.state("crashed", 25), again.command_ended(25, 3), again.tree_ended(26))
+        await shows(app, pilot, "ended with code 3 after 5.0 s")
+
+
+@pytest.mark.parametrize(
+    ("stop", "row"),
+    [
+        ({}, "asked to stop 2.0 s ago: SIGINT, then SIGTERM, then SIGKILL; x kills at once"),
+        ({"by": "relaunch"}, "asked to stop for a relaunch 2.0 s ago"),
+        ({"kill": True}, "SIGKILL was asked for 2.0 s ago"),
+    ],
+)
+async def test_a_stop_says_what_was_asked_and_what_comes_next(
+    script: Script, tmp_path: Path, stop: dict[str, Any], row: str
+) -> None:
+    source = serving(script, tmp_path)
+    source.play(script.stop_requested(58, **stop), script.state("stopping", 58))
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "STOPPING", row)
+
+
+@pytest.mark.parametrize(("full_in_s", "shown"), [(4320.0, True), (31000.0, False)])
+async def test_a_disk_is_spoken_of_when_it_is_soon_full(
+    script: Script, tmp_path: Path, full_in_s: float, shown: bool
+) -> None:
+    source = serving(script, tmp_path)
+    source.play(DiskSampled(**script.stamp(55), free_bytes=3 << 30, log_bytes=5, full_in_s=full_in_s))
+    source.play(script.state("idle", 56))
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "IDLE")
+        notice = "The disk of this session fills up: full in 1:12:00 at this rate (3.0G free)."
+        assert (notice in screen_text(app)) is shown
+
+
+async def test_the_room_of_a_wide_screen_is_used(script: Script, tmp_path: Path) -> None:
+    async with running(serving(script, tmp_path), tmp_path, size=(200, 50)) as (app, pilot):
+        await shows(app, pilot, "threads", "written", "last 7.0 s", "F process", "n next", "Ctrl+P commands")
 
 
 async def test_levers_and_settings_are_marked_and_explained(script: Script, tmp_path: Path) -> None:
@@ -180,8 +258,22 @@ async def test_markup_in_names_and_arguments_is_text(tmp_path: Path) -> None:
     source.play(script.processes(row(1, "[/foo]", role="engine_core"), row(2, "W[bold]", role="worker", rank=0)))
     source.play(script.state("loading", reason="[/r]"), script.phase("[/phase]"))
     async with running(source, tmp_path) as (app, pilot):
-        await shows(app, pilot, "foo][bold]m --name [@click=app.quit]x", "[/foo]", "W[bold]", "[/phase]")
+        await shows(app, pilot, "'foo][bold]m' --name '[@click=app.quit]x'", "[/foo]", "W[bold]", "[/phase]")
         await pilot.press("D")
         await shows(app, pilot, "A=[/b]: [/c]", "[/foo][bold]m")
         await pilot.press("escape", "e")
         await shows(app, pilot, "Relaunch with eager?")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "line"),
+    [
+        (3, "exit code 3", "vllm-tui: crashed: exit code 3."),
+        (0, "EngineCore went first", "vllm-tui: crashed: EngineCore went first, exit code 1."),
+    ],
+)
+def test_the_closing_line_says_everything_once(script: Script, code: int, reason: str, line: str) -> None:
+    model = SessionModel()
+    for event in (script.attempt_started(), script.state("crashed", 4, reason), script.command_ended(4, code)):
+        model.apply(event)
+    assert closing.summary(model, Path("/s")).splitlines()[0] == line

@@ -3,20 +3,25 @@
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 
 from tests.ui_source import (
     SIZES,
+    START_MONO,
     Script,
     answer,
     app_source,
     crashed,
     running,
+    screen_text,
     serving,
     shows,
     started,
     until,
 )
 from vllm_probes.commands import CaptureStacks, Relaunch, Stop
+from vllm_tui.screens.dialog import Question
+from vllm_tui.screens.help import HelpPage
 from vllm_tui.screens.main import MainScreen
 
 
@@ -34,8 +39,9 @@ async def test_a_lever_while_serving_shows_its_diff_first(
         await shows(app, pilot, "SERVING")
         await pilot.press("e")
         await shows(
-            app, pilot, "Relaunch with eager?", "+ --enforce-eager", "12 running and 3 waiting requests", "costs"
+            app, pilot, "Relaunch with eager?", "+ --enforce-eager", "Requests: 12 running, 3 waiting.", "costs"
         )
+        await shows(app, pilot, "It is stopped first.")
         await answer(pilot, "escape")
         assert source.sent == []
         await pilot.press("e")
@@ -48,7 +54,10 @@ async def test_blocking_offers_eager(script: Script, tmp_path: Path) -> None:
     async with running(source, tmp_path) as (app, pilot):
         await shows(app, pilot, "SERVING")
         await pilot.press("b")
-        await shows(app, pilot, "+ CUDA_LAUNCH_BLOCKING=1", "Enter with eager", "o without")
+        await shows(
+            app, pilot, "Relaunch with launch-blocking and eager?", "+ CUDA_LAUNCH_BLOCKING=1", "decodes slower"
+        )
+        await shows(app, pilot, "+ --enforce-eager", "Enter with eager too", "o without eager")
         await answer(pilot, "enter")
         await until(pilot, lambda: source.sent == [Relaunch(levers=["launch-blocking", "eager"])])
         await pilot.press("b")
@@ -123,7 +132,7 @@ async def test_a_click_on_a_key_presses_it(script: Script, tmp_path: Path) -> No
     async with running(serving(script, tmp_path), tmp_path) as (app, pilot):
         await shows(app, pilot, "SERVING")
         await pilot.click("#key-bar", offset=(2, 0))
-        await shows(app, pilot, "Waiting for the stacks")
+        await shows(app, pilot, "No stacks were captured")
         assert app_source(app).sent == [CaptureStacks()]
 
 
@@ -186,3 +195,104 @@ async def test_leaving_without_a_keeper(script: Script, tmp_path: Path) -> None:
         await until(pilot, lambda: app.return_value is not None)
     assert app.return_value is not None
     assert app.return_value.leaving == "keeper_lost"
+
+
+async def test_keys_after_leaving_do_nothing(script: Script, tmp_path: Path) -> None:
+    async with running(crashed(script, tmp_path), tmp_path) as (app, pilot):
+        await shows(app, pilot, "CRASHED")
+        for key in ("q", "question_mark", "D", "s", "e", "R"):
+            app.post_message(Key(key, None))
+        await until(pilot, lambda: app.return_value is not None)
+    assert app_source(app).sent == []
+
+
+async def test_a_page_that_opens_while_the_app_ends_survives(script: Script, tmp_path: Path) -> None:
+    async with running(crashed(script, tmp_path), tmp_path) as (app, pilot):
+        await shows(app, pilot, "CRASHED")
+        app.exit()
+        app.push_screen(HelpPage(app.situation))
+        await pilot.pause()
+
+
+@pytest.mark.parametrize(
+    ("running_count", "waiting_count", "sentence"),
+    [(10, 0, "Requests: 10 running."), (0, 2, "Requests: 2 waiting."), (0, 0, "It is serving. No request runs.")],
+)
+async def test_questions_count_requests(
+    script: Script, tmp_path: Path, running_count: float, waiting_count: float, sentence: str
+) -> None:
+    source = serving(script, tmp_path)
+    source.play(script.endpoint(55, 4000, running_count, waiting_count))
+    async with running(source, tmp_path) as (app, pilot):
+        await until(pilot, lambda: app.situation.model.endpoint_mono == START_MONO + 55)
+        await pilot.press("x")
+        await shows(app, pilot, "Stop vLLM?", sentence)
+
+
+async def test_questions_about_another_program(tmp_path: Path) -> None:
+    script = Script(command=["bash", "-c", "sleep 99"])
+    source = started(script, tmp_path, expects_vllm=False)
+    source.play(script.state("running"))
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "RUNNING")
+        await pilot.press("q")
+        await shows(app, pilot, "bash still runs", "It is running.")
+        assert "request" not in screen_text(app)
+        await answer(pilot, "escape")
+        await pilot.press("x")
+        await shows(app, pilot, "Stop bash?")
+
+
+async def test_a_question_about_what_is_not_so_any_more_is_closed(script: Script, tmp_path: Path) -> None:
+    source = serving(script, tmp_path)
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("e")
+        await until(pilot, lambda: isinstance(app.screen, Question))
+        with (tmp_path / "attempt-1.log").open("a") as log:
+            log.write("INFO:     behind the question\n")
+        await shows(app, pilot, "2 lines", "Relaunch with eager?")
+        source.play(script.state("crashed", 70), script.command_ended(70, 1), script.tree_ended(70))
+        await shows(app, pilot, "The situation has changed: attempt 1 has ended.")
+        assert isinstance(app.screen, MainScreen)
+        assert source.sent == []
+
+
+async def test_refusals_replace_one_another_and_make_room_for_a_question(script: Script, tmp_path: Path) -> None:
+    script = Script(command=["python", "run.py"])
+    source = started(script, tmp_path)
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "python run.py")
+        await pilot.press("e", "e", "e")
+        await shows(app, pilot, "enforce_eager=True")
+        assert len(app._notifications) == 1
+        await pilot.press("x")
+        await shows(app, pilot, "Stop ")
+        assert not len(app._notifications)
+
+
+async def test_a_question_shows_its_answers_on_the_smallest_screen(script: Script, tmp_path: Path) -> None:
+    async with running(serving(script, tmp_path), tmp_path, size=(40, 10)) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        for key in "ebcR0xq":
+            await pilot.press(key)
+            await shows(app, pilot, "Esc cancel", "vLLM still runs" if key == "q" else "?")
+            await answer(pilot, "escape")
+
+
+async def test_a_long_question_is_scrolled(script: Script, tmp_path: Path) -> None:
+    async with running(serving(script, tmp_path), tmp_path, size=(40, 10)) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("b")
+        await shows(app, pilot, "It is serving", "Esc cancel")
+        await pilot.press("down", "down", "down", "down")
+        await shows(app, pilot, "CUDA_LAUNCH_BLOCKING=1", "Esc cancel")
+
+
+async def test_the_folder_of_core_dumps_is_short(script: Script, tmp_path: Path) -> None:
+    async with running(serving(script, tmp_path), tmp_path, size=(80, 24)) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("c")
+        await shows(
+            app, pilot, "+ CUDA_COREDUMP_FILE=…/coredumps/cuda_coredump", "+ CUDA_COREDUMP_GENERATION_FLAGS=skip"
+        )

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ui_source import Script, shows, until
+from tests.ui_source import Script, screen_text, shows, until
 from vllm_probes.commands import Stop
 from vllm_probes.events import Event, ModelRestored, encode
+from vllm_probes.rows import StackFile
 from vllm_tui.app import VllmTui
 from vllm_tui.replay import ReplaySource
 from vllm_tui.source import ReplayControls
@@ -88,3 +89,26 @@ async def test_an_empty_recording(tmp_path: Path) -> None:
     app = VllmTui(ReplaySource(record(tmp_path)), folder=tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
         await shows(app, pilot, "q quit")
+
+
+async def test_a_narrow_recording_shows_the_keys_that_work(recording: Path, tmp_path: Path) -> None:
+    app = VllmTui(ReplaySource(recording), folder=tmp_path)
+    async with app.run_test(size=(80, 24), notifications=True) as pilot:
+        await shows(app, pilot, "LOADING", "> faster", "? help")
+        assert "launch-blocking" not in screen_text(app)
+        await pilot.press("question_mark")
+        await shows(app, pilot, "where it is grey: This is a recording: there is nothing to send")
+        assert screen_text(app).count("there is nothing to send") == 1
+
+
+async def test_stacks_of_a_recording(tmp_path: Path) -> None:
+    script = Script()
+    stacks = script.stacks_captured(1, StackFile(pid=1, process="EngineCore", error="no such process"))
+    path = record(tmp_path, script.session_started(), script.attempt_started(), stacks)
+    app = VllmTui(ReplaySource(path), folder=tmp_path)
+    async with app.run_test(size=(120, 36), notifications=True) as pilot:
+        await shows(app, pilot, "REPLAY over", "s stacks")
+        await pilot.press("s")
+        await shows(app, pilot, "by hand", "no such process")
+        await pilot.press("s")
+        await shows(app, pilot, "This is a recording")

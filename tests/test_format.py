@@ -13,7 +13,16 @@ from vllm_tui import format as formats
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 ms"), (0.21, "210 ms"), (1.5, "1.5 s"), (14, "14 s"), (60, "1:00"), (286, "4:46"), (7390, "2:03:10")],
+    [
+        (0, "0 ms"),
+        (0.21, "210 ms"),
+        (1.5, "1.5 s"),
+        (9.96, "9.9 s"),
+        (14.9, "14 s"),
+        (60, "1:00"),
+        (286, "4:46"),
+        (7390, "2:03:10"),
+    ],
 )
 def test_duration(seconds: float, text: str) -> None:
     assert formats.duration(seconds) == text
@@ -52,8 +61,9 @@ def test_ending(code: int | None, signal: int | None, text: str) -> None:
         (["/opt/vllm/bin/vllm", "serve", "meta-llama/Llama-3.1-8B", "-tp", "8"], "vllm serve Llama-3.1-8B -tp 8"),
         (["python3", "-m", "vllm.entrypoints.openai.api_server", "--model=/models/tiny/"], "api_server --model=tiny"),
         (["curl", "http://127.0.0.1:8000/health"], "curl http://127.0.0.1:8000/health"),
-        (["python", "run.py", "--json", '{"a/b": 1}'], 'python run.py --json {"a/b": 1}'),
-        (["./a\x1b[31m.sh"], "a·[31m.sh"),
+        (["python", "run.py", "--json", '{"a/b": 1}'], """python run.py --json '{"a/b": 1}'"""),
+        (["/bin/bash", "-c", "cd /srv/x; exit 3"], "bash -c 'cd /srv/x; exit 3'"),
+        (["./a\x1b[31m.sh"], "'a·[31m.sh'"),
         ([], ""),
     ],
 )
@@ -75,8 +85,19 @@ def test_graph_fills_its_box(values: list[float | None], width: int, height: int
     assert set("".join(rows)) <= set(formats.BLOCKS)
 
 
-def test_graph_shows_small_values_and_full_height_of_the_largest() -> None:
-    assert formats.graph([0, 1, 50, 100], 4, 1) == [" ▁▄█"]
+@pytest.mark.parametrize(
+    ("values", "row"), [([0, 1, 50, 100], "▁▁▄█"), ([None, 3, None, 0], " █ ▁"), ([0, 0], "▁▁"), ([None], " ")]
+)
+def test_graph_shows_small_values_and_leaves_gaps_where_nothing_is_known(values: list[float | None], row: str) -> None:
+    assert formats.graph(values, len(values), 1) == [row]
+
+
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [(["/bin/bash", "-c", "exit 3"], "bash"), (["python", "/srv/run.py"], "run.py"), ([], "The command")],
+)
+def test_program_name(argv: list[str], name: str) -> None:
+    assert formats.program_name(argv) == name
 
 
 @given(st.floats(-1, 2), st.integers(0, 60))

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_probes.log.heads import PLAIN_LINES
 from vllm_probes.log.index import LINE_LIMIT_BYTES, LogIndex
 from vllm_probes.log.line import clean
 from vllm_probes.log.rows import FilteredRows, LogRows
+from vllm_probes.log.writers import Writers
 
 INFO = "(APIServer pid=10) INFO 11-21 08:52:59 [model.py:733] Resolved architecture: LlamaForCausalLM"
 ERROR = "(Worker_TP1 pid=12) ERROR 11-21 08:53:00 [worker.py:9] it broke"
@@ -120,6 +122,13 @@ def test_a_replay_takes_the_file_to_end_earlier(index: LogIndex, log: Path) -> N
     assert texts(index) == ["one", "two", "t"]
     index.refresh(limit_bytes=4)
     assert (texts(index), index.generation) == (["one"], 1)
+
+
+def test_how_far_a_line_reaches_that_is_not_indexed_yet(index: LogIndex, log: Path) -> None:
+    write(log, "one", "two", "three", "unfinished", end=b"")
+    assert index.bytes_through(1) == 0
+    index.refresh(limit_bytes=5)
+    assert [index.bytes_through(number) for number in (0, 1, 2, 3, 4)] == [5, 5, 8, 14, 5]
 
 
 def test_a_truncated_file_begins_anew(index: LogIndex, log: Path) -> None:
@@ -272,6 +281,13 @@ def test_many_alarms_across_chunks(index: LogIndex, log: Path) -> None:
     assert found == list(range(3, 30_000, 7))
 
 
+def test_alarms_have_numbers(index: LogIndex, log: Path) -> None:
+    write(log, ERROR, INFO, ERROR)
+    refresh(index)
+    assert [index.alarm_number(line) for line in range(4)] == [1, None, 2, None]
+    assert index.alarm_count == 2
+
+
 # --- our own requests -----------------------------------------------------------------------------------------------
 
 
@@ -402,6 +418,121 @@ def test_a_process_filter(index: LogIndex, log: Path, pid: int, expected: list[s
     write(log, *MIXED)
     refresh(index)
     assert follow(index.rows(pid=pid)) == expected
+
+
+ENDLESS = [f"slow line {number}" for number in range(300)]
+C_ERROR = [
+    "[rank0]:[E321 02:07:08.408271257 ProcessGroupNCCL.cpp:1414] thread terminated: CUDA error: illegal access",
+    "CUDA kernel errors might be asynchronously reported at some other API call.",
+    "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+    "",
+    "Exception raised from c10_cuda_check_implementation at CUDAException.cpp:43 (most recent call first):",
+    *(f"frame #{number}: c10::Error::Error() + 0x96 (0x7f in libc10.so)" for number in range(60)),
+]
+CHAINED = [*TRACEBACK, "", "During handling of the above exception, another exception occurred:", "", *TRACEBACK]
+DEEP = [TRACEBACK[0], *['  File "a.py", line 1, in f'] * 500, TRACEBACK[-1]]
+
+
+@pytest.mark.parametrize("record", [[ERROR], C_ERROR, CHAINED, DEEP, [ERROR, *["  indented"] * 50]])
+def test_a_record_ends_where_another_writer_goes_on(index: LogIndex, log: Path, record: list[str]) -> None:
+    write(log, INFO, *record, *ENDLESS, INFO)
+    refresh(index)
+    shown = follow(index.rows(level="error"))
+    assert shown[: len(record)] == record
+    assert shown[len(record) :] == ENDLESS[: len(shown) - len(record)]
+    assert len(shown) <= len(record) + PLAIN_LINES
+
+
+def test_what_a_process_says_after_its_error_is_no_error(index: LogIndex, log: Path) -> None:
+    chatter = ["(Worker_TP1 pid=12) " + text for text in ENDLESS]
+    write(log, ERROR, *chatter)
+    refresh(index)
+    assert follow(index.rows(level="error")) == [ERROR, *chatter[:PLAIN_LINES]]
+    assert follow(index.rows(pid=12)) == [ERROR, *chatter]
+
+
+def test_endless_plain_output_belongs_to_no_process(index: LogIndex, log: Path) -> None:
+    write(log, ERROR, *ENDLESS, INFO, ERROR)
+    refresh(index)
+    assert follow(index.rows(pid=12)) == [ERROR, *ENDLESS[:PLAIN_LINES], ERROR]
+
+
+def test_a_traceback_goes_on_after_the_records_of_others(index: LogIndex, log: Path) -> None:
+    write(log, *TRACEBACK[:2], INFO, MIXED[4], *TRACEBACK[2:], INFO)
+    refresh(index)
+    assert follow(index.rows(level="error")) == TRACEBACK
+
+
+def test_tracebacks_of_ranks_keep_apart(index: LogIndex, log: Path) -> None:
+    both = [f"[rank{rank}]: {line}" for line in TRACEBACK for rank in (0, 1)]
+    write(log, *both, INFO)
+    refresh(index)
+    assert follow(index.rows(level="error")) == both
+
+
+def test_an_unfinished_line_is_judged_without_ending_the_record(index: LogIndex, log: Path) -> None:
+    rows = index.rows(level="error")
+    write(log, *TRACEBACK[:2], "    sys", end=b"")
+    for more in (".exit", "(main())\n", TRACEBACK[-1], "\n"):
+        refresh(index)
+        follow(rows)
+        write(log, more, end=b"")
+    refresh(index)
+    assert follow(rows) == [*TRACEBACK[:2], "    sys.exit(main())", TRACEBACK[-1]]
+
+
+# --- who writes -----------------------------------------------------------------------------------------------------
+
+
+def writers(index: LogIndex) -> dict[int, str]:
+    found = Writers(index)
+    while found.refresh(budget_bytes=1):
+        pass
+    return found.names
+
+
+def test_writers_are_in_the_order_of_their_first_line_and_have_their_last_name(index: LogIndex, log: Path) -> None:
+    write(
+        log, ERROR.replace("Worker_TP1", "Worker"), "plain", INFO, *[INFO] * 500, ERROR, "(nobody pid=x) (see pid=99)"
+    )
+    refresh(index)
+    assert list(writers(index).items()) == [(12, "Worker_TP1"), (10, "APIServer")]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", {}),
+        ("killed (python pid=99)", {}),
+        ("\x1b[0;36m(A pid=1)\x1b[0;0m \x1b[31mERROR\x1b[0m x", {1: "A"}),
+        (
+            "(APIServer pid=716) (EngineCore_DP0 pid=1101) ERROR 01-29 10:27:47 [core.py:710] x",
+            {1101: "EngineCore_DP0"},
+        ),
+        ("(RayWorkerWrapper pid=5, ip=10.0.0.2) WARNING x", {5: "RayWorkerWrapper"}),
+        ("(VllmWorker rank=7 pid=410) x", {410: "VllmWorker"}),
+        ("vllm-1  | (APIServer pid=1) INFO 11-21 08:52:59 [a.py:1] compose", {1: "APIServer"}),
+        ("2026-05-01 21:27:19.056 | (APIServer pid=1) x", {1: "APIServer"}),
+        ('{"levelname": "INFO", "message": "json", "processName": "MainProcess", "process": 7}', {7: "MainProcess"}),
+        ('{"processName": 1', {}),
+    ],
+)
+def test_a_writer_is_who_the_filter_finds(index: LogIndex, log: Path, line: str, expected: dict[int, str]) -> None:
+    write(log, line)
+    refresh(index)
+    assert writers(index) == expected
+    assert all(follow(index.rows(pid=pid)) for pid in expected)
+
+
+def test_writers_of_a_truncated_log_are_forgotten(index: LogIndex, log: Path) -> None:
+    write(log, ERROR)
+    refresh(index)
+    found = Writers(index)
+    found.refresh()
+    log.write_text(INFO[:30] + "\n")
+    refresh(index)
+    found.refresh()
+    assert found.names == {10: "APIServer"}
 
 
 def test_prefixed_continuations_of_two_processes_keep_apart(index: LogIndex, log: Path) -> None:

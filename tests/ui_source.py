@@ -23,12 +23,13 @@ from vllm_probes.events import (
     ProcessesSampled,
     ProgressChanged,
     SessionStarted,
+    StacksCaptured,
     StateChanged,
     StopRequested,
     TreeEnded,
 )
 from vllm_probes.model import SessionModel, snapshot
-from vllm_probes.rows import EngineSample, ProcessRef, ProcessRow
+from vllm_probes.rows import EngineSample, ProcessRef, ProcessRow, StackFile
 from vllm_tui.app import VllmTui
 from vllm_tui.screens.dialog import Question
 
@@ -48,6 +49,8 @@ class ScriptedSource:
         self.refusal = ""
         self.closed = False
         self.back = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
         self._queue: asyncio.Queue[list[Event] | None] = asyncio.Queue()
 
     def play(self, *events: Event) -> None:
@@ -62,6 +65,7 @@ class ScriptedSource:
 
     async def send(self, command: Command) -> CommandAnswered:
         self.sent.append(command)
+        await self.answers.wait()
         stamp = Script().stamp(0)
         return CommandAnswered(**stamp, id=command.id, ok=not self.refusal, message=self.refusal)
 
@@ -107,8 +111,7 @@ class Script:
             levers=list(levers),
             log=f"attempt-{self.attempt}.log",
             shim_pid=100,
-            expects_vllm=True,
-            **more,
+            **{"expects_vllm": True, **more},
         )
 
     def state(self, state: Any, at: float = 1, reason: str | None = None) -> StateChanged:
@@ -161,8 +164,11 @@ class Script:
     def log_sampled(self, size_bytes: int, at: float = 1) -> LogSampled:
         return LogSampled(**self.stamp(at), size_bytes=size_bytes, line_count=0)
 
-    def stop_requested(self, at: float = 1, *, kill: bool = False) -> StopRequested:
-        return StopRequested(**self.stamp(at), by="key", kill=kill)
+    def stop_requested(self, at: float = 1, *, kill: bool = False, by: Any = "key") -> StopRequested:
+        return StopRequested(**self.stamp(at), by=by, kill=kill)
+
+    def stacks_captured(self, at: float = 1, *stacks: StackFile, reason: str = "key") -> StacksCaptured:
+        return StacksCaptured(**self.stamp(at), reason=reason, folder=".", stacks=list(stacks))
 
     def command_ended(
         self, at: float = 1, code: int | None = 0, signal: int | None = None, leftovers: Iterable[ProcessRef] = ()

@@ -32,6 +32,11 @@ def may_stop(situation: Situation) -> str | None:
     return may_send(situation) or (None if situation.alive else "Nothing runs any more.")
 
 
+def may_show_stacks(situation: Situation) -> str | None:
+    """New ones can be taken, or there are earlier ones."""
+    return None if situation.model.stacks else may_stop(situation)
+
+
 def may_pull(lever: str) -> Reason:
     """The lever fits this command, or is on and can be taken off."""
 
@@ -81,6 +86,8 @@ class Action:
     rank: int = NEVER
     """Place in the key bar when there is no room for all: low stays."""
     reason: Reason = always
+    title: str = ""
+    """Name in the palette, where the label says too little there."""
 
     @property
     def key_label(self) -> str:
@@ -92,41 +99,42 @@ class Action:
 # fmt: off
 ACTIONS: tuple[Action, ...] = (
     Action("stacks", "s", "stacks", "capture the Python stacks of every process and show them",
-           "vLLM", "app.capture_stacks", 3, may_stop),
+           "vLLM", "app.capture_stacks", 3, may_show_stacks),
     Action("eager", "e", "eager", "relaunch with --enforce-eager; again: without it",
-           "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager")),
-    Action("blocking", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
-           "vLLM", "app.toggle_lever('launch-blocking')", 6, may_pull("launch-blocking")),
+           "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager"), "Relaunch: eager"),
+    Action("blocking", "b", "launch-blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
+           "vLLM", "app.toggle_lever('launch-blocking')", 6, may_pull("launch-blocking"),
+           "Relaunch: launch-blocking"),
     Action("coredump", "c", "coredump", "relaunch so that a GPU exception dumps core; again: without it",
-           "vLLM", "app.toggle_lever('coredump')", 7, may_pull("coredump")),
+           "vLLM", "app.toggle_lever('coredump')", 7, may_pull("coredump"), "Relaunch: coredump"),
     Action("again", "R", "again", "relaunch with the same levers",
-           "vLLM", "app.relaunch_same", 4, may_send),
+           "vLLM", "app.relaunch_same", 4, may_send, "Relaunch: the same again"),
     Action("clean", "0", "clean", "relaunch as typed: without levers and inherited debug variables",
-           "vLLM", "app.relaunch_clean", 12, may_send),
+           "vLLM", "app.relaunch_clean", 12, may_send, "Relaunch: clean"),
     Action("stop", "x", "stop", "stop vLLM with all its processes; again while it stops: kill it",
            "vLLM", "app.stop", 8, may_stop),
     Action("search", "slash", "search", "search the log for text",
            "Log", "screen.search", 9),
-    Action("next-match", "n", "next match", "go to the next match",
-           "Log", "screen.find(False)"),
+    Action("next-match", "n", "next", "go to the next match",
+           "Log", "screen.find(False)", 19, title="Next match"),
     Action("previous-match", "N", "match before", "go to the match before",
            "Log", "screen.find(True)"),
     Action("next-error", "right_square_bracket", "error", "go to the next error",
-           "Log", "screen.alarm(False)", 10),
+           "Log", "screen.alarm(False)", 10, title="Next error"),
     Action("previous-error", "left_square_bracket", "error before", "go to the error before",
            "Log", "screen.alarm(True)"),
     Action("top", "g,home", "top", "go to the first line",
            "Log", "screen.log_top"),
     Action("follow", "G,end", "follow", "go to the last line and follow the log",
            "Log", "screen.log_follow", 15),
-    Action("line", "enter", "whole line", "show the selected line whole; again to close it",
-           "Log", "screen.line_detail"),
+    Action("line", "enter", "line", "show the selected line whole; again to close it",
+           "Log", "screen.line_detail", 20, title="Whole line"),
     Action("copy", "y", "copy line", "copy the selected line to the clipboard",
            "Log", "screen.copy_line"),
     Action("level", "f", "filter", "show all lines, then only warnings and errors, then only errors",
            "Log", "screen.cycle_level", 13),
     Action("process", "F", "process", "show the lines of one process, then of the next",
-           "Log", "screen.cycle_process"),
+           "Log", "screen.cycle_process", 17),
     Action("attempt", "a", "attempt", "show the log of the attempt before, and so round",
            "Log", "screen.cycle_attempt"),
     Action("panels", "v", "panels", "show or hide processes and engine",
@@ -142,7 +150,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("faster", "greater_than_sign", "faster", "play at twice the speed",
            "Replay", "app.replay_speed(2.0)", 6, replays),
     Action("palette", "ctrl+p", "commands", "every command by name, and the theme",
-           "Screen", "app.command_palette"),
+           "Screen", "app.command_palette", 18),
     Action("detach", "d", "detach", "leave the screen and let vLLM run; vllm-tui attach comes back",
            "vLLM", "app.detach", 11, may_detach),
     Action("quit", "q,ctrl+c", "quit", "leave; asks whether to stop vLLM or let it run",
@@ -173,7 +181,7 @@ def in_group(group: Group, situation: Situation) -> Iterator[Action]:
 
 def key_bar(situation: Situation, width: int) -> Sequence[Action]:
     """The actions that fit side by side into `width` cells, in the order of the table."""
-    offered = [action for action in ACTIONS if action.rank < NEVER and (action.group != "Replay" or situation.pace)]
+    offered = [action for action in ACTIONS if action.rank < NEVER and _offered(action, situation)]
     kept: set[str] = set()
     used = 1
     for action in sorted(offered, key=lambda action: action.rank):
@@ -182,6 +190,13 @@ def key_bar(situation: Situation, width: int) -> Sequence[Action]:
             break
         kept.add(action.id)
     return [action for action in offered if action.id in kept]
+
+
+def _offered(action: Action, situation: Situation) -> bool:
+    """The keys of a recording only where one is played, and there only those of vLLM that work on it."""
+    if situation.pace:
+        return action.group != "vLLM" or not action.reason(situation)
+    return action.group != "Replay"
 
 
 def markdown_table() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from textual import on, work
@@ -20,11 +20,15 @@ from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.screens import questions
+from vllm_tui.screens.dialog import Question
 from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import OtherVersionError, ReplayControls, Source
 from vllm_tui.widgets.header import Header
+
+if TYPE_CHECKING:
+    from vllm_tui.screens.stacks import StacksPage
 
 TICK_S = 0.1
 TICKS_BETWEEN_PAINTS = 3
@@ -67,6 +71,8 @@ class VllmTui(App[AppResult]):
         self._ticks_since_paint = 0
         self._blocked_levers: dict[str, str] = {}
         self._leaving: Leaving | None = None
+        self._left = False
+        self._asked_about = ""
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours of processes in the log, readable on a dark and on a light background."""
@@ -117,6 +123,7 @@ class VllmTui(App[AppResult]):
             self._model.unknown_line_count = self._replay.unknown_line_count
         self._connection = "live" if self.source.live else "recording"
         self._dirty = True
+        self._close_outdated_question()
         if first or self._ticks_since_paint >= TICKS_BETWEEN_PAINTS:
             self._paint()
         if self._leaving and self._model.ended and self._model.attempt and self._model.attempt.over:
@@ -139,9 +146,10 @@ class VllmTui(App[AppResult]):
 
     def _tick(self) -> None:
         """The log is looked at on every tick; panels a few times a second, and only if something has changed."""
-        main = self.main_screen
-        if main is self.screen:
-            main.poll_log()
+        if not self.screen_stack:  # the timer can outlive the screens
+            return
+        if self.seen_screen is self.main_screen:
+            self.main_screen.poll_log()
         self._ticks_since_paint += 1
         if self._ticks_since_paint < TICKS_BETWEEN_PAINTS:
             return
@@ -149,7 +157,7 @@ class VllmTui(App[AppResult]):
             self._paint()
         elif (second := self._second()) != self._shown_second:
             self._shown_second = second
-            for header in self.screen.query(Header):
+            for header in self.seen_screen.query(Header):
                 header.show(self.situation)
 
     def _second(self) -> int:
@@ -162,8 +170,8 @@ class VllmTui(App[AppResult]):
         situation = self.situation
         with self.batch_update():
             self.main_screen.show(situation)
-            if isinstance(self.screen, Page):
-                self.screen.show(situation)
+            if isinstance(self.seen_screen, Page):
+                self.seen_screen.show(situation)
 
     @property
     def main_screen(self) -> MainScreen:
@@ -171,15 +179,27 @@ class VllmTui(App[AppResult]):
         assert isinstance(screen, MainScreen)
         return screen
 
+    @property
+    def seen_screen(self) -> Screen[Any]:
+        """The screen that is seen, also behind a question."""
+        return self.screen_stack[-2] if isinstance(self.screen, Question) else self.screen
+
     # --- keys -----------------------------------------------------------------------------------------------------
 
     async def action_perform(self, action_id: str) -> None:
         """Do what a key stands for, or say why it cannot be done now."""
+        if self._left:
+            return
         action = actions.BY_ID[action_id]
         if reason := action.reason(self.situation):
-            self.notify(reason, title=f"{action.key_label} {action.label}", severity="warning", markup=False)
+            self._refuse(action, reason)
             return
         await self.run_action(action.run, self.screen if action.run.startswith("screen.") else None)
+
+    def _refuse(self, action: actions.Action, reason: str) -> None:
+        """Say why a key does nothing now; one such sentence at a time."""
+        self.clear_notifications()
+        self.notify(reason, title=f"{action.key_label} {action.label}", severity="warning", markup=False)
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every action by its name, and Textual's theme."""
@@ -188,7 +208,7 @@ class VllmTui(App[AppResult]):
             if action.group != "Replay" or situation.pace:
                 reason = action.reason(situation)
                 yield SystemCommand(
-                    action.label.capitalize(),
+                    action.title or action.label.capitalize(),
                     f"{action.key_label}: {action.help}" + (f" — not now: {reason}" if reason else ""),
                     partial(self.action_perform, action.id),
                 )
@@ -196,19 +216,31 @@ class VllmTui(App[AppResult]):
         yield SystemCommand("Screenshot", "save the screen as an SVG file", self.deliver_screenshot)
 
     @work(group="commands")
-    async def _send(self, command: Command, done: str = "") -> None:
+    async def _send(self, command: Command) -> None:
+        await self._ask_keeper(command)
+
+    async def _ask_keeper(self, command: Command) -> None:
         answer = await self.source.send(command)
         if not answer.ok:
             self.notify(answer.message or "The keeper refused.", severity="error", markup=False)
-        elif done:
-            self.notify(done, markup=False)
 
     def action_capture_stacks(self) -> None:
         from vllm_tui.screens.stacks import StacksPage
 
-        self._send(CaptureStacks())
-        if not isinstance(self.screen, StacksPage):
-            self.push_screen(StacksPage(self.situation, self._folder))
+        page = self.screen if isinstance(self.screen, StacksPage) else StacksPage(self.situation, self._folder)
+        reason = actions.may_stop(self.situation)
+        if page is not self.screen:
+            self.push_screen(page)
+        elif reason:
+            self._refuse(actions.BY_ID["stacks"], reason)
+        if not reason:
+            self._capture(page)
+
+    @work(group="commands")
+    async def _capture(self, page: "StacksPage") -> None:
+        page.capturing += 1
+        await self._ask_keeper(CaptureStacks())
+        page.capturing -= 1
 
     def action_toggle_lever(self, lever: str) -> None:
         levers = self.situation.levers
@@ -226,7 +258,7 @@ class VllmTui(App[AppResult]):
     @work(exclusive=True, group="question")
     async def _relaunch(self, levers: Sequence[str], clean: bool = False) -> None:
         question = questions.relaunch(self.situation, levers, clean=clean)
-        answer = await self.push_screen_wait(question) if question else "relaunch"
+        answer = await self._ask(question) if question else "relaunch"
         if answer:
             company = answer.partition("+")[2]
             self._send(Relaunch(levers=[*levers, company] if company else list(levers), clean=clean))
@@ -234,9 +266,22 @@ class VllmTui(App[AppResult]):
     @work(exclusive=True, group="question")
     async def action_stop(self) -> None:
         question = questions.stop(self.situation)
-        answer = await self.push_screen_wait(question) if question else "stop"
+        answer = await self._ask(question) if question else "stop"
         if answer:
             self._send(Stop(kill=answer == "kill"))
+
+    async def _ask(self, question: Question) -> str | None:
+        """The answer; None also where the situation changed meanwhile."""
+        self.clear_notifications()
+        self._asked_about = self.situation.standing
+        return await self.push_screen_wait(question)
+
+    def _close_outdated_question(self) -> None:
+        """Nobody should answer a question about what is not so any more."""
+        standing = self.situation.standing
+        if isinstance(self.screen, Question) and standing != self._asked_about:
+            self.screen.dismiss(None)
+            self.notify(f"The situation has changed: {standing}.", severity="warning", markup=False)
 
     def action_detach(self) -> None:
         self._leave("left_running")
@@ -251,7 +296,7 @@ class VllmTui(App[AppResult]):
             self._leave("keeper_lost")
         elif not situation.alive or situation.connection == "recording":
             self._leave("ended")
-        elif answer := await self.push_screen_wait(questions.leave(situation)):
+        elif answer := await self._ask(questions.leave(situation)):
             if answer == "leave":
                 self._leave("left_running")
                 return
@@ -259,6 +304,7 @@ class VllmTui(App[AppResult]):
             self._send(Stop(kill=answer == "kill"))
 
     def _leave(self, leaving: Leaving) -> None:
+        self._left = True
         self._feed.close()
         self.exit(AppResult(leaving, self._model))
 

@@ -37,5 +37,5 @@ def _state_line(attempt: AttemptModel | None) -> str:
     if not attempt.over and attempt.ended is None:
         return f"vllm-tui: left running ({attempt.state})."
     code = exit_code(attempt)
-    reason = f": {attempt.state_reason}" if attempt.state_reason else ""
-    return f"vllm-tui: {attempt.state}{reason} (exit code {code})."
+    reasons = dict.fromkeys(filter(None, (attempt.state_reason, f"exit code {code}")))
+    return f"vllm-tui: {attempt.state}: {', '.join(reasons)}."

@@ -1,5 +1,6 @@
 """Numbers, times and untrusted text as the screen writes them; unknown is a dash."""
 
+import shlex
 import signal as signals
 import unicodedata
 from collections.abc import Sequence
@@ -67,11 +68,11 @@ def clock(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """The shortest way to say it: `210 ms`, `14 s`, `4:46`, `2:03:10`."""
+    """The shortest way to say it, cut as `clock` cuts: `210 ms`, `9.9 s`, `14 s`, `4:46`, `2:03:10`."""
     if seconds < 1:
         return f"{max(0, seconds) * 1000:.0f} ms"
     if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{int(seconds * 10) / 10} s" if seconds < 10 else f"{int(seconds)} s"
     text = clock(seconds)
     return text[2:].lstrip("0") if text.startswith("0:") else text
 
@@ -112,11 +113,13 @@ def bar(fraction: float, width: int) -> str:
 
 
 def graph(values: Sequence[float | None], width: int, height: int) -> list[str]:
-    """The last `width` values as columns of block characters, `height` rows from the top; unknown values are gaps."""
-    shown = [value or 0.0 for value in values[-width:]]
-    top = max(shown, default=0.0)
-    levels = [round(value / top * height * 8) if top else 0 for value in shown]
-    levels = [max(1, level) if value else level for level, value in zip(levels, shown, strict=True)]
+    """The last `width` values as columns of block characters, `height` rows from the top.
+
+    A known value, zero too, has at least the lowest block; unknown ones are gaps.
+    """
+    shown = values[-width:]
+    top = max((value for value in shown if value), default=1.0)
+    levels = [0 if value is None else max(1, round(value / top * height * 8)) for value in shown]
     return [
         "".join(BLOCKS[min(8, max(0, level - row * 8))] for level in levels).rjust(width)
         for row in range(height - 1, -1, -1)
@@ -135,15 +138,21 @@ def ending(code: int | None, signal: int | None) -> str:
 
 
 def short_command(argv: Sequence[str]) -> str:
-    """The command line with every path cut to its last part and `python -m` left out."""
+    """The command line as a shell takes it, with every path cut to its last part and `python -m` left out."""
     words = [_last_part(word) for word in argv]
     if len(words) > 2 and words[0].startswith("python") and words[1] == "-m":
         words = [words[2].rsplit(".", 1)[-1], *words[3:]]
-    return printable(" ".join(words))
+    return printable(shlex.join(words))
 
 
 def _last_part(word: str) -> str:
     flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
-    if "/" in value and "://" not in value and not value.startswith("{"):
+    if "/" in value and "://" not in value and not any(char in " {\n" for char in value):
         value = PurePosixPath(value).name or value
     return flag + equals + value
+
+
+def program_name(argv: Sequence[str]) -> str:
+    """The script that a command line runs, else its program, without folders."""
+    script = next((word for word in argv if word.endswith((".py", ".sh"))), argv[0] if argv else "The command")
+    return script.rsplit("/", 1)[-1]

@@ -1,14 +1,17 @@
 """The log of one attempt as the screen shows it: its index, and the filter that lies over it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_probes.log.index import LogIndex
 from vllm_probes.log.rows import FilteredRows, LogRows
-from vllm_probes.model import SessionModel
+from vllm_probes.log.writers import Writers
+from vllm_probes.model import AttemptModel, SessionModel
 from vllm_probes.rows import Level
 
 REFRESH_BYTES = 8 << 20
 FILTER_BYTES = 2 << 20
+WRITERS_BYTES = 16 << 20
 
 
 class LogFeed:
@@ -18,6 +21,7 @@ class LogFeed:
         self._folder = folder
         self._index: LogIndex | None = None
         self._filtered: FilteredRows | None = None
+        self._writers: Writers | None = None
         self._limit_bytes: int | None = None
         self._own_clients: list[str] = []
         self.attempt = 0
@@ -28,12 +32,11 @@ class LogFeed:
         """Why the log cannot be read."""
 
     def open(self, attempt: int, log: str) -> None:
-        """Turn to the log of an attempt; the filter stays."""
-        if self._index:
-            self._index.close()
-        self.attempt, self._limit_bytes, self._own_clients = attempt, None, []
+        """Turn to the log of an attempt, whose processes are others; the level of the filter stays."""
+        self.close()
+        self.attempt, self._limit_bytes, self._own_clients, self._writers = attempt, None, [], None
         self._index = LogIndex(self._folder / log)
-        self.filter(self.level, self.pid)
+        self.filter(self.level, None)
 
     def filter(self, level: Level | None, pid: int | None) -> None:
         """Leave only records of at least a level, or of one process."""
@@ -54,7 +57,9 @@ class LogFeed:
         if model.disk and model.disk.hole_bytes:
             self._index.set_hole(model.disk.hole_start, model.disk.hole_bytes)
         if not live:
-            self._limit_bytes = None if attempt.over else model.log.size_bytes if model.log else 0
+            sampled_bytes = model.log.size_bytes if model.log else 0
+            known_bytes = self._index.bytes_through(_last_known_line(attempt, model))
+            self._limit_bytes = None if attempt.over else max(sampled_bytes, known_bytes)
 
     def refresh(self) -> bool:
         """Read what was appended, as much as one tick of the screen can bear; True when something has changed."""
@@ -65,6 +70,8 @@ class LogFeed:
             self._index.refresh(self._limit_bytes, REFRESH_BYTES)
             if self._filtered:
                 self._filtered.refresh(FILTER_BYTES)
+            if self._writers:
+                self._writers.refresh(FILTER_BYTES)
             self.trouble = None
         except OSError as error:
             self.trouble = f"the log cannot be read: {error.strerror}"
@@ -82,6 +89,23 @@ class LogFeed:
     def index(self) -> LogIndex | None:
         return self._index
 
+    @property
+    def filtering(self) -> bool:
+        """Lines that the index has are not judged yet."""
+        return self._filtered is not None and self._filtered.pending_lines > 0
+
+    @property
+    def names(self) -> Mapping[int, str]:
+        """Name of every process that puts it in front of lines, by pid, as far as `find_writers` has looked."""
+        return self._writers.names if self._writers else {}
+
+    def find_writers(self) -> bool:
+        """Look who writes into the log, from now on with every refresh; True when there is more to look at."""
+        if self._index is None:
+            return False
+        self._writers = self._writers or Writers(self._index)
+        return self._writers.refresh(WRITERS_BYTES)
+
     def whole(self, number: int) -> str:
         """Line `number` (from 1) with all of its text; empty when the log has become shorter."""
         try:
@@ -92,3 +116,10 @@ class LogFeed:
     def close(self) -> None:
         if self._index:
             self._index.close()
+
+
+def _last_known_line(attempt: AttemptModel, model: SessionModel) -> int:
+    """The last line of the log, from 1, that the session speaks of: its size is recorded only every few seconds."""
+    lines = [attempt.phase.line_number if attempt.phase else 0]
+    lines += [max(alarm.line_number, alarm.exception_line_number or 0) for alarm in model.alarms]
+    return max(lines)

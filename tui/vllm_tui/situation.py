@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vllm_probes.events import CommandEnded
 from vllm_probes.model import AttemptModel, SessionModel
 from vllm_probes.rows import ProcessRef
 
@@ -58,6 +59,18 @@ class Situation:
         return self.alive and self.attempt is not None and self.attempt.stop is not None
 
     @property
+    def standing(self) -> str:
+        """How the attempt stands, as the end of a sentence: questions are asked about this."""
+        if self.attempt is None:
+            return "nothing has been started"
+        name = f"attempt {self.attempt.number}"
+        if self.stopping:
+            return f"{name} is being stopped"
+        if self.leftovers:
+            return f"{name} has ended and left processes behind"
+        return f"{name} runs" if self.alive else f"{name} has ended"
+
+    @property
     def levers(self) -> list[str]:
         return self.attempt.launch.levers if self.attempt else []
 
@@ -66,5 +79,11 @@ class Situation:
         """Seconds since the launch, or from the launch to the end."""
         if (attempt := self.attempt) is None:
             return None
-        end = attempt.ended or attempt.tree_ended
-        return (end.mono if end else self.now) - attempt.started_mono
+        if attempt.ended:
+            return lasted_s(attempt, attempt.ended)
+        return (attempt.tree_ended.mono if attempt.tree_ended else self.now) - attempt.started_mono
+
+
+def lasted_s(attempt: AttemptModel, ended: CommandEnded) -> float:
+    """Seconds from the launch to the end of the command."""
+    return (ended.mono if ended.ended_mono is None else ended.ended_mono) - attempt.started_mono

@@ -21,7 +21,13 @@ class Frame(msgspec.Struct, frozen=True):
     @property
     def own(self) -> bool:
         """Code of vLLM or of a package, not of the standard library."""
-        return "site-packages" in self.filename or "/lib/python3" not in self.filename
+        packaged = "site-packages" in self.filename
+        return packaged or ("/lib/python3" not in self.filename and not self.filename.startswith("<"))
+
+    @property
+    def brief(self) -> str:
+        """`acquire (lock.py:12)`."""
+        return f"{self.name} ({self.place.rpartition('/')[2]})"
 
 
 class Thread(msgspec.Struct, frozen=True):
@@ -33,6 +39,11 @@ class Thread(msgspec.Struct, frozen=True):
     active: bool = False
     owns_gil: bool = False
     frames: list[Frame] = []
+
+
+def innermost(thread: Thread) -> Frame | None:
+    """The innermost call outside the standard library, else the innermost of all."""
+    return next((frame for frame in thread.frames if frame.own), next(iter(thread.frames), None))
 
 
 _DECODER = msgspec.json.Decoder(list[Thread])

@@ -93,6 +93,15 @@ class LogIndex(LogRows):
         """What the file had at the last refresh and is not indexed yet."""
         return self._file_bytes - self.size_bytes
 
+    def bytes_through(self, number: int) -> int:
+        """How far the file must be read to have line `number` (from 1); looks at most 1 MiB beyond what is indexed."""
+        missing = number - self._newline_count
+        ahead = self._pread(_CHUNK_BYTES, self.size_bytes) if missing > 0 else b""
+        end = 0
+        for _ in range(missing if ahead.count(b"\n") >= missing else 0):
+            end = ahead.index(b"\n", end) + 1
+        return self.size_bytes + end
+
     def _restart(self) -> None:
         self._begin_anew()
         self._hole_start = self._hole_end = 0
@@ -247,6 +256,15 @@ class LogIndex(LogRows):
         alarms = self._marks.alarms
         at = bisect_right(alarms, line) - 1 if backwards else bisect_left(alarms, line)
         return alarms[at] if 0 <= at < len(alarms) else None
+
+    @property
+    def alarm_count(self) -> int:
+        """Errors that can be stepped to: those that were cut out of the file are none of them."""
+        return len(self._marks.alarms)
+
+    def alarm_number(self, line: int) -> int | None:
+        """Which of the alarms, from 1, the line is; None for any other line."""
+        return self._marks.alarm_number(line)
 
     def rows(self, *, level: Level | None = None, pid: int | None = None) -> FilteredRows:
         """A view of the records of at least `level`, and of one process if `pid` is given."""

@@ -9,8 +9,8 @@ from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
+from vllm_probes.log.heads import HEADER, HEADER_LEVELS, LONGEST_RECORD_LINES, LOOK_AT_BYTES
 from vllm_probes.log.line import TRACEBACK, clean, parse_line
 from vllm_probes.rows import ALARMING_LEVELS, Level
 
@@ -19,44 +19,6 @@ _OWN_WORDS = (b"GET /health", b"GET /metrics")
 _CANDIDATES = 4096
 _TORCH = re.compile(rb"\n(?:\[rank\d+\]:)?\[?[EWFC]\d{0,4} ")
 _ACCESS = re.compile(rb'INFO(?:\x1b\[[\d;]*m)*: .*?([\w.:\[\]]+:\d+) - "(?:\x1b\[[\d;]*m)*GET /(?:health|metrics)[ /?]')
-_COLOUR = rb"(?:\x1b\[[\d;]*m)*"
-_HEADER = re.compile(
-    rb"(?:%(c)s\((?P<process>[A-Za-z][^()=\n]*?)(?: rank=\d+)? pid=(?P<pid>\d+)\)%(c)s )*"
-    rb"%(c)s(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)%(c)s %(c)s\d\d-\d\d \d\d:\d\d:\d\d%(c)s "
-    rb"%(c)s\[?[^\]\s]+\]%(c)s" % {b"c": _COLOUR}
-)
-_HEADER_LEVELS: dict[bytes, Level] = {
-    b"DEBUG": "debug",
-    b"INFO": "info",
-    b"WARNING": "warning",
-    b"ERROR": "error",
-    b"CRITICAL": "critical",
-}
-_LOOK_AT_BYTES = 1024
-_LONGEST_TRACEBACK = 2000
-
-
-class Head(NamedTuple):
-    """Whose record a line begins, and of what level. None: the line does not say."""
-
-    level: Level | None
-    process: str | None
-    pid: int | None
-
-
-def head_of(raw: bytes) -> Head | None:
-    """The head of the record that this line begins or, repeated prefix, goes on with; None for a bare continuation."""
-    if header := _HEADER.match(raw):
-        process, pid, level = header.group("process", "pid", "level")
-        return Head(
-            _HEADER_LEVELS[level], process.decode("utf-8", "replace") if process else None, int(pid) if pid else None
-        )
-    line = parse_line(clean(raw[:_LOOK_AT_BYTES]))
-    if line.message == TRACEBACK and line.level is None:
-        return Head("error", line.process, line.pid)
-    if line.level is None and line.process is None and line.shape != "tqdm":
-        return None
-    return Head(line.level, line.process, line.pid)
 
 
 class LogMarks:
@@ -86,7 +48,7 @@ class LogMarks:
             begin = data.rfind(b"\n", 0, position) + 1
             line += data.count(b"\n", start, begin)
             start, end = begin, data.find(b"\n", position)
-            raw = data[start : min(end, start + _LOOK_AT_BYTES)]
+            raw = data[start : min(end, start + LOOK_AT_BYTES)]
             if access := _ACCESS.search(raw):
                 yield line, access[1]
             elif self._mark(line, raw, data[end - 1 : end] == b"\r"):
@@ -98,17 +60,21 @@ class LogMarks:
         del self.alarms[bisect_left(self.alarms, first_line) : bisect_left(self.alarms, last_line + 1)]
 
     def is_alarm(self, line: int) -> bool:
+        return self.alarm_number(line) is not None
+
+    def alarm_number(self, line: int) -> int | None:
+        """Which of the alarms, from 1, the line is."""
         at = bisect_left(self.alarms, line)
-        return at < len(self.alarms) and self.alarms[at] == line
+        return at + 1 if at < len(self.alarms) and self.alarms[at] == line else None
 
     def _mark(self, line: int, raw: bytes, continues: bool) -> bool:
         """Count the line; True for a bare `Traceback`, whose alarm is the exception's line."""
-        if (header := _HEADER.match(raw)) is None:
+        if (header := HEADER.match(raw)) is None:
             parsed = parse_line(clean(raw))
             self._count(line, parsed.level)
             return parsed.level is None and parsed.message == TRACEBACK
         if self._record != (line - 1, header.group()):
-            self._count(line, _HEADER_LEVELS[header["level"]])
+            self._count(line, HEADER_LEVELS[header["level"]])
         # NewLineFormatter ends every line of a record but the last with \r\n (logging_utils/formatter.py, 0.32).
         self._record = (line, header.group()) if continues else None
         return False
@@ -122,11 +88,11 @@ class LogMarks:
 
     def _find_exception(self, data: bytes, position: int, line: int) -> None:
         """Mark the first unindented line after a bare `Traceback`: the exception's. Other records may lie between."""
-        while 0 < self._open_traceback < _LONGEST_TRACEBACK:
+        while 0 < self._open_traceback < LONGEST_RECORD_LINES:
             end = data.find(b"\n", position)
             if end < 0:
                 return
-            parsed = parse_line(clean(data[position : min(end, position + _LOOK_AT_BYTES)]))
+            parsed = parse_line(clean(data[position : min(end, position + LOOK_AT_BYTES)]))
             if parsed.shape in ("plain", "prefixed") and parsed.message[:1].strip() and parsed.message != TRACEBACK:
                 self._count(line, "error")
                 break

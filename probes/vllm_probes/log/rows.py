@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from vllm_probes.log.heads import Head, Records
 from vllm_probes.log.line import LEVEL_RANKS
-from vllm_probes.log.marks import Head, head_of
 from vllm_probes.rows import Level
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def _may_hold(data: bytes, needle: str) -> bool:
 class FilteredRows(LogRows):
     """Rows of the records of at least a level, or of one process. `refresh` makes it follow the index.
 
-    Lines without a head of their own (a traceback's, output of a library) belong to the record before them. A record
-    whose level nobody told counts as information.
+    Lines without a head of their own (a traceback's, output of a library) belong to the record that they go on with. A
+    record whose level nobody told counts as information.
     """
 
     def __init__(self, index: "LogIndex", level: Level | None, pid: int | None) -> None:
@@ -154,8 +154,7 @@ class FilteredRows(LogRows):
         self._generation = self.index.generation
         self._lines = array("Q")
         self._next_line = 0
-        self._record = Head(None, None, None)
-        self._levels: dict[tuple[str | None, int | None], Level | None] = {}
+        self._records = Records()
         self._late_seen = len(self.index.own.late)
         self._hole = self.index.hole_lines
         self._tail_line: int | None = None
@@ -170,7 +169,8 @@ class FilteredRows(LogRows):
             budget_bytes -= sum(map(len, block.raws))
             end = min(finished, block.first_line + len(block.raws))
             for line in range(self._next_line, end):
-                if self._judge(block.raws[line - block.first_line]) and not self.index.own.has(line):
+                head = self._records.take(block.raws[line - block.first_line])
+                if self._passes(head) and not self.index.own.has(line):
                     self._lines.append(line)
             self._next_line = max(end, block.next_line if end < finished else end)
         self._judge_tail()
@@ -195,15 +195,8 @@ class FilteredRows(LogRows):
         beyond = row == len(self._lines) and (self._tail_line is None or line > self._tail_line)
         return self.line_count if beyond else row
 
-    def _judge(self, raw: bytes) -> bool:
-        """Whether the filter lets the line through."""
-        if (head := head_of(raw)) is not None:
-            origin = (head.process, head.pid)
-            level = head.level or (self._levels.get(origin) if head.process else None)
-            self._record = Head(level, *origin)
-            self._levels[origin] = level
-        level, _, pid = self._record
-        return LEVEL_RANKS[level or "info"] >= self._least and self._pid in (None, pid)
+    def _passes(self, head: Head) -> bool:
+        return LEVEL_RANKS[head.level or "info"] >= self._least and self._pid in (None, head.pid)
 
     def _judge_tail(self) -> None:
         """The last line may have no end yet: it is judged, but not remembered."""
@@ -211,11 +204,9 @@ class FilteredRows(LogRows):
         self._tail_line = None
         if self.pending_lines or last < self.index.finished_lines:
             return
-        before = self._record
         block = self.index.block(self.index.block_of(last))
-        if block.raws and self._judge(block.raws[-1]):
+        if block.raws and self._passes(self._records.peek(block.raws[-1])):
             self._tail_line = last
-        self._record = before
 
     def _drop_hidden(self) -> None:
         late = self.index.own.late

@@ -1,5 +1,6 @@
 """Everything about the launch that the main screen has only a word for."""
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 
@@ -9,9 +10,9 @@ from textual.content import Content
 from vllm_probes.launch.levers import unset_line
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Change
-from vllm_tui.format import UNKNOWN, duration, ending, state_word
+from vllm_tui.format import duration, ending, state_word
 from vllm_tui.screens.page import Page
-from vllm_tui.situation import Situation
+from vllm_tui.situation import Situation, lasted_s
 from vllm_tui.widgets.rows import entry
 
 
@@ -21,7 +22,8 @@ class DetailsPage(Page):
     BINDINGS = [Binding("u", "copy_unset", "copy unset", show=False)]
 
     def keys(self) -> Sequence[tuple[str, str]]:
-        return (("u", "copy the unset line"), *super().keys())
+        inherited = unset_line(self._situation.model.debug_settings)
+        return (("u", "copy the unset line"),) if inherited else ()
 
     def page_title(self) -> Content:
         return Content.styled("Details", "bold")
@@ -45,7 +47,7 @@ def launch_rows(situation: Situation, width: int) -> Iterator[Content]:
     model, attempt = situation.model, situation.attempt
     yield from heading("Launch")[1:]
     command = attempt.launch.command if attempt else model.command
-    yield from entry("command", " ".join(command), width)
+    yield from entry("command", shlex.join(command), width)
     yield from entry("folder", model.cwd, width)
     yield from entry("session", model.session, width)
     yield from entry("host", model.node, width)
@@ -85,10 +87,10 @@ def attempt_rows(situation: Situation, width: int) -> Iterator[Content]:
 
 def attempt_text(attempt: AttemptModel) -> str:
     """`eager · CRASHED · ended with code 1 after 12 s`."""
-    parts = [", ".join(attempt.launch.levers) or UNKNOWN, state_word(attempt.state)]
+    parts = [", ".join(attempt.launch.levers) or "as typed", state_word(attempt.state)]
     if attempt.ended:
         how = ending(attempt.ended.code, attempt.ended.signal)
-        parts.append(f"{how} after {duration(attempt.ended.mono - attempt.started_mono)}")
+        parts.append(f"{how} after {duration(lasted_s(attempt, attempt.ended))}")
     return " · ".join(parts)
 
 

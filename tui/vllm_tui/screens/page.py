@@ -18,7 +18,7 @@ class Page(Screen[None]):
     """Subclasses say what stands on it for a situation and a width."""
 
     BINDINGS = [
-        Binding("escape", "app.pop_screen", "back", show=False),
+        Binding("escape,q,ctrl+c", "app.pop_screen", "back", show=False),
         Binding("g", "scroll_to_end(False)", "top", show=False),
         Binding("G", "scroll_to_end(True)", "end", show=False),
     ]
@@ -26,6 +26,10 @@ class Page(Screen[None]):
     def __init__(self, situation: Situation) -> None:
         super().__init__()
         self._situation = situation
+        self._header = Header(id="header")
+        self._title = Title(id="page-title")
+        self._text = TextView(id="page-text")
+        self._keys = Rows(id="page-keys")
 
     def page_title(self) -> Content:
         raise NotImplementedError
@@ -34,18 +38,15 @@ class Page(Screen[None]):
         raise NotImplementedError
 
     def keys(self) -> Sequence[tuple[str, str]]:
-        """(key, label) of what can be done here."""
-        return (("Esc", "back"), ("↑ ↓ PgUp PgDn g G", "scroll"))
+        """(key, label) of what can be done on this page only."""
+        return ()
 
     def compose(self) -> ComposeResult:
-        yield Header(id="header")
-        yield Title(id="page-title")
-        yield TextView(id="page-text")
-        yield Rows(id="page-keys")
+        yield from (self._header, self._title, self._text, self._keys)
 
     def on_mount(self) -> None:
-        self.query_one(Header).show(self._situation)
-        self.query_one(TextView).focus()
+        self._header.show(self._situation)
+        self._text.focus()
 
     def on_resize(self, event: Resize) -> None:
         self.fill(event.size.width)
@@ -54,15 +55,15 @@ class Page(Screen[None]):
         """Another moment; only pages that live draw themselves anew."""
         self._situation = situation
         if self.is_mounted:
-            self.query_one(Header).show(situation)
+            self._header.show(situation)
 
     def fill(self, width: int) -> None:
         """Write the page anew."""
-        entries = [Content.assemble((key, "bold $text-accent"), " ", label) for key, label in self.keys()]
-        self.query_one("#page-title", Title).show(self.page_title())
-        self.query_one(TextView).show_rows(self.page_rows(max(20, width - 3)))
-        self.query_one("#page-keys", Rows).show_rows([Content.assemble(" ", Content("   ").join(entries))])
+        keys = (("Esc", "back"), *self.keys(), ("↑ ↓ PgUp PgDn g G", "scroll"))
+        entries = [Content.assemble((key, "bold $text-accent"), " ", label) for key, label in keys]
+        self._title.show(self.page_title())
+        self._text.show_rows(self.page_rows(max(20, width - 3)))
+        self._keys.show_rows([Content.assemble(" ", Content("   ").join(entries))])
 
     def action_scroll_to_end(self, bottom: bool) -> None:
-        view = self.query_one(TextView)
-        (view.scroll_end if bottom else view.scroll_home)(animate=False)
+        (self._text.scroll_end if bottom else self._text.scroll_home)(animate=False)

@@ -4,58 +4,73 @@ from collections.abc import Iterator, Sequence
 
 from textual.content import Content
 
-from vllm_probes.launch.levers import blocked, load_levers, plan
+from vllm_probes.launch.levers import Lever, blocked, load_levers, plan
 from vllm_probes.launch.spec import LaunchSpec
-from vllm_probes.model import SessionModel
-from vllm_tui.format import number, plural, printable
-from vllm_tui.screens.dialog import Choice, Question
+from vllm_probes.model import AttemptModel, SessionModel
+from vllm_tui.format import printable
+from vllm_tui.screens.dialog import Body, Choice, Question
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.engine import total
-from vllm_tui.widgets.rows import entry
+from vllm_tui.widgets.notices import subject
+from vllm_tui.widgets.rows import entry, hanging
 
-BODY_WIDTH = 72
-
-Body = list[Content]
+COREDUMPS = "…/coredumps"
+"""The session's folder of core dumps, as the differences show it."""
 
 
 def stop(situation: Situation) -> Question | None:
     """Stop, or kill where it is being stopped; leftovers of a dead command are ended without a question."""
+    name = subject(situation)
     if situation.leftovers and not situation.stopping:
         return None
     if situation.stopping:
-        body = [Content("It has been asked to stop and still runs. SIGKILL ends it at once; nothing is cleaned up.")]
-        return Question("Kill vLLM?", body, [Choice("enter,y", "kill", "kill")])
-    return Question("Stop vLLM?", [*what_runs(situation)], [Choice("enter,y", "stop", "stop")])
+        body = sentences("It has been asked to stop and still runs. SIGKILL ends it at once; nothing is cleaned up.")
+        return Question(f"Kill {name}?", body, [Choice("enter,y", "kill", "kill")])
+    return Question(f"Stop {name}?", sentences(what_runs(situation)), [Choice("enter,y", "stop", "stop")])
 
 
 def leave(situation: Situation) -> Question:
     """Stop it, or leave it running."""
-    body = [*what_runs(situation), Content("Left running, vllm-tui attach shows it again.")]
+    name = subject(situation)
+    body = sentences(what_runs(situation), "Left running, vllm-tui attach shows it again.")
     if situation.stopping:
-        return Question("vLLM is stopping", body, [Choice("l", "leave it", "leave"), Choice("k", "kill it", "kill")])
+        choices = [Choice("l", "leave it", "leave"), Choice("k", "kill it", "kill")]
+        return Question(f"{name} is stopping", body, choices[:1] if situation.readonly else choices)
     choices = [Choice("s", "stop it and quit", "stop"), Choice("l", "leave it running", "leave")]
-    if situation.readonly:
-        choices = choices[1:]
-    return Question("vLLM still runs", body, choices)
+    return Question(f"{name} still runs", body, choices[1:] if situation.readonly else choices)
 
 
-def what_runs(situation: Situation) -> Body:
-    """What a stop would end."""
+def sentences(*paragraphs: str) -> Body:
+    """Plain text as the body of a question."""
+    rows = [Content(printable(paragraph)) for paragraph in paragraphs if paragraph]
+    return lambda width: [line for row in rows for line in row.wrap(max(1, width))]
+
+
+def what_runs(situation: Situation) -> str:
+    """What is there now, as far as it is known."""
     attempt = situation.attempt
     if attempt is None:
-        return []
+        return ""
     if situation.leftovers:
         names = ", ".join(f"{ref.process} ({ref.pid})" for ref in situation.leftovers)
-        return [
-            Content(
-                f"{plural(len(situation.leftovers), 'process')} of it left: {names}.".replace("processs", "processes")
-            )
-        ]
+        return f"Processes that it left behind: {names}."
+    return f"{state_sentence(attempt)} {requests_sentence(situation)}".rstrip()
+
+
+def state_sentence(attempt: AttemptModel) -> str:
+    if attempt.state == "crashed":
+        return "It has crashed, its command still runs."
+    return f"It is {attempt.state.replace('_', ' ')}."
+
+
+def requests_sentence(situation: Situation) -> str:
+    """`Requests: 12 running, 3 waiting.`; empty where nothing tells."""
     engines = situation.model.endpoint.engines if situation.model.endpoint else []
-    running, waiting = total(engines, "running"), total(engines, "waiting")
-    if running or waiting:
-        return [Content(f"A stop would end {number(running)} running and {number(waiting)} waiting requests.")]
-    return [Content(f"It is {attempt.state.replace('_', ' ')}; no request runs.")]
+    counts = {"running": total(engines, "running"), "waiting": total(engines, "waiting")}
+    some = [f"{count:,.0f} {word}" for word, count in counts.items() if count]
+    if some:
+        return f"Requests: {', '.join(some)}."
+    return "No request runs." if None not in counts.values() else ""
 
 
 def relaunch(situation: Situation, levers: Sequence[str], *, clean: bool) -> Question | None:
@@ -65,13 +80,25 @@ def relaunch(situation: Situation, levers: Sequence[str], *, clean: bool) -> Que
     company = [name for name in company if not situation.blocked_levers.get(name)]
     if not situation.command_runs and not company:
         return None
-    body = [*(what_runs(situation) if situation.command_runs else []), Content("")]
-    body += change_rows(situation, levers, clean=clean)
-    for lever in wanted:
-        body.append(Content(""))
-        for label, text in (("gives", lever.gives), ("costs", lever.cost), ("caution", lever.caution)):
-            body += entry(label, text, BODY_WIDTH)
-    return Question(relaunch_title(situation, levers, clean=clean), body, relaunch_choices(company))
+    everything = [*levers, *company]
+    explained = [*wanted, *(load_levers()[name] for name in company)]
+    first = f"{what_runs(situation)} {'They are ended' if situation.leftovers else 'It is stopped'} first."
+
+    def body(width: int) -> list[Content]:
+        return [
+            *(sentences(first)(width) if situation.alive else []),
+            *change_rows(situation, everything, width, clean=clean),
+            *(row for lever in explained for row in lever_rows(lever, width, named=len(explained) > 1)),
+        ]
+
+    return Question(relaunch_title(situation, everything, clean=clean), body, relaunch_choices(company))
+
+
+def lever_rows(lever: Lever, width: int, *, named: bool) -> list[Content]:
+    """What a lever shows, and at what price."""
+    texts = (("gives", lever.gives), ("costs", lever.cost), ("caution", lever.caution))
+    name = [Content.styled(lever.id, "bold")] if named else []
+    return [Content(""), *name, *(row for label, text in texts for row in entry(label, text, width))]
 
 
 def relaunch_title(situation: Situation, levers: Sequence[str], *, clean: bool) -> str:
@@ -84,25 +111,33 @@ def relaunch_title(situation: Situation, levers: Sequence[str], *, clean: bool) 
 
 
 def relaunch_choices(company: Sequence[str]) -> list[Choice]:
+    """With a lever that another one wants beside it, and without."""
     if not company:
         return [Choice("enter,y", "relaunch", "relaunch")]
-    return [Choice("enter,y", f"with {company[0]}", f"relaunch+{company[0]}"), Choice("o", "without", "relaunch")]
+    return [
+        Choice("enter,y", f"with {company[0]} too", f"relaunch+{company[0]}"),
+        Choice("o", f"without {company[0]}", "relaunch"),
+    ]
 
 
-def change_rows(situation: Situation, levers: Sequence[str], *, clean: bool) -> Body:
+def change_rows(situation: Situation, levers: Sequence[str], width: int, *, clean: bool) -> list[Content]:
     """The difference of the new launch from the present one: what comes in, what goes out."""
     now = set(changes_of(situation, situation.levers, clean=False))
     then = set(changes_of(situation, levers, clean=clean))
-    rows = [Content.styled(f"  - {printable(text)}", "$text-warning") for text in sorted(now - then)]
-    rows += [Content.styled(f"  + {printable(text)}", "$text-success") for text in sorted(then - now)]
-    return rows or [Content.styled("  the same command and environment", "dim")]
+    lines = [("-", text, "$text-warning") for text in sorted(now - then)]
+    lines += [("+", text, "$text-success") for text in sorted(then - now)]
+    if not lines:
+        return [Content.styled("  the same command and environment", "dim")]
+    return [
+        row
+        for sign, text, style in lines
+        for row in hanging(Content.styled(f"  {sign} ", style), Content.styled(printable(text), style), width)
+    ]
 
 
 def changes_of(situation: Situation, levers: Sequence[str], *, clean: bool) -> Iterator[str]:
     """What a launch changes of what was typed, as one would type it."""
-    draft = plan(
-        base_spec(situation.model), levers, bare=False, clean=clean, coredumps=f"{situation.model.session}/coredumps"
-    )
+    draft = plan(base_spec(situation.model), levers, bare=False, clean=clean, coredumps=COREDUMPS)
     for change in draft.changes:
         if change.after is None:
             yield f"unset {change.name}"

@@ -2,22 +2,35 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from textual.binding import Binding
 from textual.content import Content
+from textual.reactive import reactive
 
 from vllm_probes.events import StacksCaptured
 from vllm_probes.rows import StackFile
 from vllm_tui.format import plural, printable
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Situation
-from vllm_tui.stackfiles import Frame, Thread, read_threads
-from vllm_tui.widgets.rows import cell
+from vllm_tui.stackfiles import Frame, Thread, innermost, read_threads
+from vllm_tui.widgets.rows import cell, joined
 
 CALL_WIDTH = 36
 COPY_WIDTH = 200
+_REASONS = {"key": "by hand"}
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStacks:
+    """One process of a capture: its threads, or why there are none."""
+
+    process: str
+    pid: int
+    threads: list[Thread]
+    trouble: str = ""
 
 
 class StacksPage(Page):
@@ -27,8 +40,13 @@ class StacksPage(Page):
         Binding("t", "toggle_threads", "threads", show=False),
         Binding("left_square_bracket,less_than_sign", "older(1)", "older", show=False),
         Binding("right_square_bracket,greater_than_sign", "older(-1)", "newer", show=False),
+        Binding("n", "next_process(False)", "next process", show=False),
+        Binding("p,N", "next_process(True)", "process before", show=False),
         Binding("y", "copy", "copy", show=False),
     ]
+
+    capturing: reactive[int] = reactive(0, init=False)
+    """How many captures were asked for and have not come."""
 
     def __init__(self, situation: Situation, folder: Path) -> None:
         super().__init__(situation)
@@ -36,10 +54,12 @@ class StacksPage(Page):
         self._age = 0
         self._all_threads = False
         self._shown: StacksCaptured | None = None
+        self._process_rows: list[int] = []
+        """Where each process begins on the page."""
 
     def keys(self) -> Sequence[tuple[str, str]]:
         threads = "main threads only" if self._all_threads else "all threads"
-        return (("s", "again"), ("t", threads), ("[ ]", "older, newer"), ("y", "copy"), *super().keys())
+        return (("s", "again"), ("t", threads), ("n p", "process"), ("[ ]", "older, newer"), ("y", "copy"))
 
     @property
     def captured(self) -> StacksCaptured | None:
@@ -51,40 +71,56 @@ class StacksPage(Page):
         if self.is_mounted and self.captured is not self._shown:
             self.fill(self.size.width)
 
+    def watch_capturing(self) -> None:
+        if self.is_mounted:
+            self.fill(self.size.width)
+
     def page_title(self) -> Content:
+        under_way = Content.styled("capturing…" if self.capturing else "", "bold $text-warning")
         captured = self.captured
         if captured is None:
-            return Content.styled("Stacks", "bold")
-        at = time.strftime("%H:%M:%S", time.localtime(captured.time))
-        count = len(self._situation.model.stacks)
-        which = f" · {count - self._age} of {count}" if count > 1 else ""
-        note = f" · {plural(len(captured.stacks), 'process')} · {at} · {captured.reason}{which}"
-        return Content.assemble(("Stacks", "bold"), (printable(note.replace("processs", "processes")), "dim"))
+            return joined([Content.styled("Stacks", "bold"), under_way])
+        here, count = self._situation.attempt, len(self._situation.model.stacks)
+        notes = [
+            f"attempt {captured.attempt}" if here and captured.attempt != here.number else "",
+            plural(len(captured.stacks), "process").replace("processs", "processes"),
+            time.strftime("%H:%M:%S", time.localtime(captured.time)),
+            _REASONS.get(captured.reason, printable(captured.reason)),
+            f"{count - self._age} of {count}" if count > 1 else "",
+        ]
+        return joined([Content.styled("Stacks", "bold"), *(Content.styled(note, "dim") for note in notes), under_way])
 
     def page_rows(self, width: int) -> list[Content]:
         captured = self._shown = self.captured
         if captured is None:
-            return [Content(""), Content.styled("  Waiting for the stacks…", "dim")]
-        return [row for stack in captured.stacks for row in self._process_rows(stack, width)]
+            text = "Waiting for the stacks…" if self.capturing else "No stacks were captured."
+            return [Content(""), Content.styled(f"   {text}", "dim")]
+        processes = [self._read(stack) for stack in captured.stacks]
+        rows = overview(processes, width)
+        self._process_rows = []
+        for process in processes:
+            self._process_rows.append(len(rows))
+            rows += process_rows(process, width, all_threads=self._all_threads)
+        return rows
 
-    def _process_rows(self, stack: StackFile, width: int) -> list[Content]:
-        head = Content.assemble((f" {printable(stack.process)}", "bold $text-accent"), (f"  pid {stack.pid}", "dim"))
-        if stack.file is None:
-            return [head, error_row(stack.error or "no stacks"), Content("")]
-        try:
-            threads = read_threads(self._folder / stack.file)
-        except OSError as error:
-            return [head, error_row(f"cannot read {stack.file}: {error.strerror}"), Content("")]
-        except msgspec.DecodeError as error:
-            return [head, error_row(f"{stack.file} is damaged: {error}"), Content("")]
-        shown = threads if self._all_threads else threads[:1]
-        hidden = len(threads) - len(shown)
-        more = f"  + {plural(hidden, 'thread')}" if hidden else ""
-        return [
-            Content.assemble(head, (more, "dim")),
-            *(row for thread in shown for row in thread_rows(thread, width)),
-            Content(""),
-        ]
+    def _read(self, stack: StackFile) -> ProcessStacks:
+        threads: list[Thread] = []
+        trouble = stack.error or "no stacks"
+        if stack.file is not None:
+            try:
+                threads, trouble = read_threads(self._folder / stack.file), ""
+            except OSError as error:
+                trouble = f"cannot read {stack.file}: {error.strerror}"
+            except msgspec.DecodeError as error:
+                trouble = f"{stack.file} is damaged: {error}"
+        return ProcessStacks(stack.process, stack.pid, threads, trouble)
+
+    def action_next_process(self, backwards: bool) -> None:
+        """Scroll to where the next process begins."""
+        here, starts = self._text.scroll_offset.y, self._process_rows
+        later = [y for y in reversed(starts) if y < here] if backwards else [y for y in starts if y > here]
+        if later:
+            self._text.scroll_to(y=later[0], animate=False)
 
     def action_toggle_threads(self) -> None:
         self._all_threads = not self._all_threads
@@ -97,6 +133,38 @@ class StacksPage(Page):
     def action_copy(self) -> None:
         self.app.copy_to_clipboard("\n".join(row.plain.rstrip() for row in self.page_rows(COPY_WIDTH)))
         self.app.notify("The stacks are copied.", markup=False)
+
+
+def overview(processes: Sequence[ProcessStacks], width: int) -> list[Content]:
+    """What each process is at, one a row; nothing where there is only one."""
+    if len(processes) < 2:
+        return []
+    name_width = min(CALL_WIDTH, max(len(process.process) for process in processes))
+    return [*(overview_row(process, name_width, width) for process in processes), Content("")]
+
+
+def overview_row(process: ProcessStacks, name_width: int, width: int) -> Content:
+    frame = innermost(process.threads[0]) if process.threads else None
+    text = process.trouble or (frame.brief if frame else "no calls")
+    row = Content.assemble(
+        "   ",
+        cell(printable(process.process), name_width, "bold"),
+        "   ",
+        (printable(text), "dim" if not frame else ""),
+    )
+    return row.truncate(width, ellipsis=True)
+
+
+def process_rows(process: ProcessStacks, width: int, *, all_threads: bool) -> list[Content]:
+    """One process: its name, then its main thread or all of its threads."""
+    name = Content.assemble((f" {printable(process.process)}", "bold $text-accent"), (f"  pid {process.pid}", "dim"))
+    if process.trouble:
+        return [name, error_row(process.trouble), Content("")]
+    shown = process.threads if all_threads else process.threads[:1]
+    hidden = len(process.threads) - len(shown)
+    more = f"  + {plural(hidden, 'thread')}" if hidden else ""
+    calls = (row for thread in shown for row in thread_rows(thread, width))
+    return [Content.assemble(name, (more, "dim")), *calls, Content("")]
 
 
 def error_row(text: str) -> Content:

@@ -6,12 +6,14 @@ from textual.content import Content
 
 from vllm_probes.model import EngineRates, SessionModel
 from vllm_probes.rows import EngineSample
-from vllm_tui.format import bar, graph, latency, number, percent, plural, printable
+from vllm_tui.format import bar, duration, graph, latency, number, percent, plural, printable
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel, joined, rule
 
 LABEL_WIDTH = 14
 BAR_WIDTH = 16
+WIDE = 54
+SPAN_WIDTH = 12
 STALE_AFTER_S = 5.0
 
 
@@ -47,7 +49,7 @@ class EngineSummary(Panel):
 
 
 def labelled(label: str, value: Content) -> Content:
-    return Content.assemble("  ", (label.ljust(LABEL_WIDTH), "dim"), value)
+    return Content.assemble("   ", (label.ljust(LABEL_WIDTH), "dim"), value)
 
 
 def figures(situation: Situation, width: int) -> list[tuple[str, Content]]:
@@ -62,7 +64,7 @@ def figures(situation: Situation, width: int) -> list[tuple[str, Content]]:
     return [
         *rows,
         ("requests", Content(requests(engines))),
-        ("output", throughput(model.rates, max(0, width - LABEL_WIDTH - 4))),
+        ("output", throughput(model.rates, max(0, width - LABEL_WIDTH - 5))),
         ("KV cache", with_bar(mean(engines, "kv_usage"))),
         ("prefix hits", Content(percent(hits))),
         ("TTFT", Content(f"{latency(last_known(model, 'ttft_s')):<9} to the first token")),
@@ -93,13 +95,16 @@ def tokens_per_s(rates: EngineRates | None) -> str:
 
 
 def throughput(rates: Sequence[EngineRates], width: int) -> Content:
-    """Tokens a second, now and over the last minutes."""
+    """Tokens a second, now and over the last minute or so; where there is room, it says over how long."""
     text = f"{tokens_per_s(rates[-1] if rates else None):<12}"
-    graph_width = min(60, width - len(text))
+    span_width = SPAN_WIDTH if width >= WIDE else 0
+    graph_width = min(60, width - len(text) - span_width)
     if graph_width < 8 or not rates:
         return Content(text)
-    [line] = graph([rate.tokens_per_s for rate in rates], graph_width, 1)
-    return Content.assemble(text, (line.lstrip(), "$text-primary"))
+    shown = rates[-graph_width:]
+    [line] = graph([rate.tokens_per_s for rate in shown], len(shown), 1)
+    span = f"  last {duration(shown[-1].mono - shown[0].mono)}" if span_width and len(shown) > 1 else ""
+    return Content.assemble(text, (line, "$text-primary"), (span, "dim"))
 
 
 def with_bar(fraction: float | None) -> Content:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from vllm_probes.events import ProgressChanged
+from vllm_probes.events import ProgressChanged, StopRequested
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import DebugSetting
 from vllm_tui.format import STATE_LOOKS, UNKNOWN, bar, clock, duration, plural, printable, short_command, state_word
@@ -98,16 +98,29 @@ def activity_row(situation: Situation) -> Content | None:
     attempt = situation.attempt
     if attempt is None or attempt.ended is not None:
         return None
-    if attempt.state in ("idle", "serving", "running"):
+    if not attempt.stop and attempt.state in ("idle", "serving", "running"):
         return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None
+    if attempt.stop:
+        return Content(f" {stop_sentence(situation, attempt.stop)}")
     since = attempt.phase.mono if attempt.phase else attempt.state_since_mono
     label = attempt.phase.label if attempt.phase and attempt.state != "stopping" else attempt.state_reason
+    label = label or ("shuts down" if attempt.state == "stopping" else "no step of the start-up in the log yet")
     parts = [
-        Content.styled(printable(label or "no step of the start-up in the log yet"), ""),
+        Content(printable(label)),
         progress_mark(attempt.progress) if attempt.progress else Content(""),
         Content.styled(f"for {duration(situation.now - since)}", "dim"),
     ]
     return Content.assemble(" ", joined(parts, "  "))
+
+
+def stop_sentence(situation: Situation, stop: StopRequested) -> str:
+    """What it was asked, and what comes next."""
+    ago = f"{duration(situation.now - stop.mono)} ago"
+    if stop.kill:
+        return f"SIGKILL was asked for {ago}"
+    purpose = " for a relaunch" if stop.by == "relaunch" else ""
+    hint = "" if situation.readonly or situation.pace else "; x kills at once"
+    return f"asked to stop{purpose} {ago}: SIGINT, then SIGTERM, then SIGKILL{hint}"
 
 
 def progress_mark(progress: ProgressChanged) -> Content:

@@ -10,13 +10,13 @@ from textual.events import Key
 from textual.message import Message
 from textual.widgets import Input, Static
 
+from vllm_probes.log.index import LogIndex
 from vllm_probes.rows import Level
 from vllm_tui.format import plural, printable
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.line_detail import LineDetail
 from vllm_tui.widgets.log_view import LogView
-from vllm_tui.widgets.processes import split
 from vllm_tui.widgets.rows import Title, joined
 
 LEVELS: tuple[Level | None, ...] = (None, "warning", "error")
@@ -32,9 +32,6 @@ class LogPane(Vertical):
         self._situation = Situation()
         self._latest = 0
         self._needle = ""
-        self._names: dict[int, str] = {}
-        """Name of every process that was seen, by its pid."""
-
         self.view = LogView(id="log")
 
     def compose(self) -> ComposeResult:
@@ -49,26 +46,24 @@ class LogPane(Vertical):
         self._situation = situation
         if situation.attempt and situation.attempt.number != self._latest:
             self._latest = situation.attempt.number
-            self._names.clear()
             self._open(self._latest)
-        self._names |= {row.pid: row.process for row in split(list(situation.model.processes.values()))[0]}
         self._feed.learn(situation.model, live=situation.connection != "recording")
+        self.view.explain(self._explanation())
 
     def _open(self, number: int) -> None:
         attempt = next(a for a in self._situation.model.attempts if a.number == number)
-        self._feed.pid = None
         self._feed.open(number, attempt.launch.log)
         self._feed.learn(self._situation.model, live=self._situation.connection != "recording")
         self._feed.refresh()
         self.query_one(LineDetail).close()
         if self._feed.rows:
             self.view.show(self._feed.rows)
-            self.view.follow()
 
     def poll(self) -> None:
         """Look whether the log has grown."""
         if self._feed.refresh():
             self.view.grow()
+            self.view.explain(self._explanation())
             self.write_title()
 
     def write_title(self) -> None:
@@ -86,26 +81,51 @@ class LogPane(Vertical):
             else plural(index.line_count, "line")
         )
         parts: list[Content | str] = [Content.styled(name, "bold"), count]
-        if index.error_count:
-            parts.append(Content.styled(plural(index.error_count, "error"), "bold $text-error"))
-        elif index.warning_count:
-            parts.append(plural(index.warning_count, "warning"))
+        parts.append(self._alarms(index))
         parts += [Content.styled(text, "bold $text-warning") for text in self._filters()]
         if feed.trouble:
             parts.append(Content.styled(feed.trouble, "$text-error"))
         return joined([*parts, self._place()])
 
+    def _alarms(self, index: LogIndex) -> Content:
+        """How many errors there are, or which of them is under the cursor."""
+        line = None if self.view.following else self.view.current()
+        if line and (number := index.alarm_number(line.number - 1)):
+            return Content.styled(f"error {number:,} of {index.alarm_count:,}", "bold $text-error")
+        if index.error_count:
+            return Content.styled(plural(index.error_count, "error"), "bold $text-error")
+        return Content(plural(index.warning_count, "warning") if index.warning_count else "")
+
     def _filters(self) -> list[str]:
         level = _LEVEL_NAMES.get(self._feed.level)
-        process = self._feed.pid and printable(self._names.get(self._feed.pid, f"pid {self._feed.pid}"))
+        process = self._feed.pid and printable(self._feed.names.get(self._feed.pid, f"pid {self._feed.pid}"))
         return [text for text in (level, process) if text]
+
+    def _explanation(self) -> str:
+        """Why no row is shown."""
+        index, rows, filters = self._feed.index, self._feed.rows, ", ".join(self._filters())
+        if index is None or rows is None or rows.line_count or self._feed.trouble:
+            return ""
+        if not index.line_count:
+            return "It wrote nothing." if self._has_ended() else "No output yet."
+        if self._feed.filtering:
+            return f"Looking for lines that pass: {filters} …"
+        return f"No line passes: {filters}. Esc shows all {plural(index.line_count, 'line')}."
+
+    def _hidden(self, what: str) -> str:
+        return f"{what} among the lines shown ({', '.join(self._filters())}): Esc shows all lines."
+
+    def _has_ended(self) -> bool:
+        return any(a.ended for a in self._situation.model.attempts if a.number == self._feed.attempt)
 
     def _place(self) -> Content:
         view = self.view
         if view.following:
             return Content.styled("following", "$text-success")
-        line = view.current()
-        text = f"line {line.number:,}" if line else ""
+        if shown := view.current():
+            text = f"line {shown.number:,}"
+        else:
+            text = f"line {view.line + 1:,} is hidden" if view.line is not None else ""
         if view.unseen_count:
             return Content.assemble(
                 text, " · ", (f"+{plural(view.unseen_count, 'line')}, G follows", "bold $text-accent")
@@ -150,19 +170,21 @@ class LogPane(Vertical):
         self._filter(LEVELS[(index + 1) % len(LEVELS)], self._feed.pid)
 
     def cycle_process(self) -> None:
-        pids: list[int | None] = [None, *self._names]
+        more = self._feed.find_writers()
+        pids: list[int | None] = [None, *self._feed.names]
+        if len(pids) == 1:
+            looked_at = "No line that was looked at so far" if more else "No line of this log"
+            self.app.notify(f"{looked_at} names its process.", markup=False)
+            return
         at = pids.index(self._feed.pid) if self._feed.pid in pids else 0
         self._filter(self._feed.level, pids[(at + 1) % len(pids)])
 
     def _filter(self, level: Level | None, pid: int | None) -> None:
-        rows = self._feed.rows
-        if rows is None:
-            return
-        line = rows.line_of(self.view.cursor) if self.view.cursor < rows.line_count else 0
         self._feed.filter(level, pid)
         self._feed.refresh()
         if self._feed.rows:
-            self.view.show(self._feed.rows, line)
+            self.view.replace(self._feed.rows)
+            self.view.explain(self._explanation())
 
     def cycle_attempt(self) -> None:
         numbers = [attempt.number for attempt in self._situation.model.attempts]
@@ -183,7 +205,8 @@ class LogPane(Vertical):
         if row is None:
             row = rows.next_alarm(rows.line_count if backwards else -1, backwards=backwards)
         if row is None:
-            self.app.notify("The log has no error.", markup=False)
+            shown = rows is self._feed.index or not rows.index.alarm_count
+            self.app.notify("The log has no error." if shown else self._hidden("No error is"), markup=False)
             return
         view.go_to(row, centred=True)
 
@@ -194,7 +217,6 @@ class LogPane(Vertical):
     @on(Input.Submitted)
     def _search_submitted(self, event: Input.Submitted) -> None:
         self._needle = event.value or self._needle
-        self.view.highlight(self._needle)
         self.close_search()
         self.find(backwards=self.view.following, inclusive=True)
 
@@ -221,9 +243,12 @@ class LogPane(Vertical):
         for begin in (start, around):
             row = await self._search(begin, backwards)
             if row is not None:
+                self.view.highlight(self._needle)
                 self.view.go_to(row, centred=True)
                 return
-        self.app.notify(f"“{self._needle}” is not in the log.", markup=False)
+        self.view.highlight("")
+        missing = f"“{self._needle}” is not"
+        self.app.notify(self._hidden(missing) if self._filters() else f"{missing} in the log.", markup=False)
 
     async def _search(self, start: int, backwards: bool) -> int | None:
         """Search from a row to the end, letting the screen breathe in between."""
@@ -238,11 +263,19 @@ class LogPane(Vertical):
         return None
 
     def on_key(self, event: Key) -> None:
-        if event.key == "escape":
-            self.query_one(LineDetail).close()
-            if self._needle and not self.query(SearchBar):
-                self._needle = ""
-                self.view.highlight("")
+        if event.key == "escape" and not self.query(SearchBar):
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """Undo one thing: the detail of a line, then what a search has lit, then the filters."""
+        detail = self.query_one(LineDetail)
+        if detail.is_open:
+            detail.close()
+        elif self.view.highlighted:
+            self._needle = ""
+            self.view.highlight("")
+        elif self._filters():
+            self._filter(None, None)
 
 
 class SearchBar(Horizontal):

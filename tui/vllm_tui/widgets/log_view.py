@@ -6,6 +6,7 @@ from textual.events import Click, MouseScrollDown, MouseScrollUp
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
+from textual.style import Style
 from textual.visual import Visual
 from textual.widget import Widget
 
@@ -50,19 +51,28 @@ class LogView(Widget, can_focus=True):
         """For which the window was made; one of another height is made anew when it is drawn."""
         self._left = 0
         self._needle = ""
+        self._explanation = ""
+        self._anchor: int | None = None
+        """The line, from 0, that the user was at when the rows were replaced; its row may be found only later."""
+        self._seen_line = 0
+        """Lines before this one have been in the window."""
+        self._generation = 0
         self.cursor = 0
         self.following = True
-        self.unseen_from = 0
-        """Rows that there were when following ended."""
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
-    def show(self, rows: LogRows, line: int | None = None) -> None:
-        """Show other rows; the cursor goes to where `line` (from 0) is, or would be, unless it follows."""
+    def show(self, rows: LogRows) -> None:
+        """Show another log, from its end."""
+        self._rows, self._count, self._generation = rows, rows.line_count, rows.index.generation
+        self._seen_line = 0
+        self.follow()
+
+    def replace(self, rows: LogRows) -> None:
+        """Show other rows of the same log; unless it follows, the cursor stays at its line, or at the next one."""
+        self._anchor = None if self.following else self.line
         self._rows, self._count = rows, rows.line_count
-        if not self.following and line is not None:
-            self.cursor = rows.row_from(line)
-        self.unseen_from = min(self.unseen_from, self._count)
+        self._go_to_anchor()
         self._settle()
 
     def grow(self) -> None:
@@ -70,7 +80,9 @@ class LogView(Widget, can_focus=True):
         if self._rows is None:
             return
         before, self._count = self._count, self._rows.line_count
-        if self._count < before:
+        if self._generation != self._rows.index.generation:
+            self._generation, self._seen_line, self._anchor = self._rows.index.generation, 0, None
+        if self._go_to_anchor() or self._count < before:
             self._settle()
         elif self.following and self._count > self._top + self.size.height:
             grown = self._count - before
@@ -79,8 +91,25 @@ class LogView(Widget, can_focus=True):
             self.refresh()
         else:  # the last row may have been unfinished
             self._refresh_rows(before - 1, self._count)
+        self._see()
         if self.following:
             self.cursor = max(0, self._count - 1)
+
+    def _go_to_anchor(self) -> bool:
+        """Put the cursor on the row of the anchor, amid the window; True when it was elsewhere."""
+        if self._anchor is None or self._rows is None:
+            return False
+        row = min(self._rows.row_from(self._anchor), max(0, self._count - 1))
+        if row == self.cursor:
+            return False
+        self.cursor, self._top = row, max(0, row - self.size.height // 2)
+        return True
+
+    def explain(self, text: str) -> None:
+        """Say why there is no row, where there is none."""
+        if text != self._explanation:
+            self._explanation = text
+            self._refresh_rows(self._top, self._top + 1)
 
     def highlight(self, needle: str) -> None:
         """Make every occurrence of `needle` stand out."""
@@ -88,9 +117,28 @@ class LogView(Widget, can_focus=True):
         self.refresh()
 
     @property
+    def highlighted(self) -> bool:
+        """Something that is shown may stand out."""
+        return bool(self._needle and self._count)
+
+    @property
     def unseen_count(self) -> int:
-        """Rows that came since the view stopped to follow."""
-        return 0 if self.following else max(0, self._count - self.unseen_from)
+        """Rows below the lowest one that has been in the window."""
+        if self.following or self._rows is None:
+            return 0
+        return max(0, self._count - self._rows.row_from(self._seen_line))
+
+    def _see(self) -> None:
+        bottom = self._count if self.following else min(self._count, self._top + self.size.height)
+        if self._rows and 0 < bottom <= self._rows.line_count:
+            self._seen_line = max(self._seen_line, self._rows.line_of(bottom - 1) + 1)
+
+    @property
+    def line(self) -> int | None:
+        """The line, from 0, under the cursor; where the rows do not have it, the one that the user was at."""
+        if self._anchor is not None:
+            return self._anchor
+        return self._rows.line_of(self.cursor) if self._rows and self.cursor < self._rows.line_count else None
 
     def current(self) -> LogLine | None:
         """The line under the cursor."""
@@ -101,9 +149,10 @@ class LogView(Widget, can_focus=True):
 
     def go_to(self, row: int, *, centred: bool = False) -> None:
         """Put the cursor on a row and the row into the window, with what surrounds it where it was not in it."""
-        if self.following:
-            self.unseen_from = self._count
-        self.following = False
+        if not self._count:
+            return
+        self._see()
+        self.following, self._anchor = False, None
         self.cursor = row
         if centred and not self._top <= row < self._top + self.size.height:
             self._top = row - self.size.height // 2
@@ -111,11 +160,11 @@ class LogView(Widget, can_focus=True):
 
     def follow(self) -> None:
         """Show the end and stay there."""
-        self.following = True
+        self.following, self._anchor = True, None
         self._settle()
 
     def action_move(self, step: int) -> None:
-        if self.following and step > 0:
+        if not self._count or (self.following and step > 0):
             return
         if not self.following and self.cursor + step >= self._count:
             self.follow()
@@ -138,7 +187,7 @@ class LogView(Widget, can_focus=True):
 
     def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
         event.stop()
-        if not self.following:
+        if self._count and not self.following:
             self._scroll_window(WHEEL_STEP)
 
     def _scroll_window(self, step: int) -> None:
@@ -172,6 +221,7 @@ class LogView(Widget, can_focus=True):
             self.cursor = max(0, min(self.cursor, last))
             lowest = max(0, self._count - height)
             self._top = max(0, self.cursor - height + 1, min(self._top, self.cursor, lowest))
+        self._see()
 
     # --- drawing --------------------------------------------------------------------------------------------------
 
@@ -184,6 +234,8 @@ class LogView(Widget, can_focus=True):
         if self._height != self.size.height:
             self._fit()
         width, row = self.size.width, self._top + y
+        if not self._count and y == 0:
+            return self._row(Content.styled(f" {self._explanation}", "dim"), self.visual_style)
         lines = self._rows.read(row, 1) if self._rows and row < self._count else []
         if not lines:
             return Strip.blank(width, self.rich_style)
@@ -192,8 +244,11 @@ class LogView(Widget, can_focus=True):
         style = (
             self.visual_style + self.get_visual_style("log--cursor", partial=True) if selected else self.visual_style
         )
-        strips = Visual.to_strips(self, content, width, 1, style, pad=True)
-        return strips[0] if strips else Strip.blank(width, self.rich_style)
+        return self._row(content, style)
+
+    def _row(self, content: Content, style: Style) -> Strip:
+        strips = Visual.to_strips(self, content, self.size.width, 1, style, pad=True)
+        return strips[0] if strips else Strip.blank(self.size.width, self.rich_style)
 
     def _row_content(self, line: LogLine, selected: bool, width: int) -> Content:
         text = styled_line(line, self._needle, compact=width < COMPACT_BELOW_CELLS)

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from textual.content import Content
 
 from vllm_probes.events import Exited
+from vllm_probes.log.line import parse_line
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Finding
-from vllm_tui.format import duration, ending, plural, printable, size
-from vllm_tui.situation import Situation
-from vllm_tui.widgets.rows import Panel
+from vllm_tui.format import duration, ending, plural, printable, program_name, size
+from vllm_tui.situation import Situation, lasted_s
+from vllm_tui.widgets.rows import Panel, hanging
 
 FEW_FREE_BYTES = 1 << 30
+SOON_S = 2 * 3600.0
 MAX_ROWS = 8
 _LOOKS = {
     "error": ("✖", "bold $text-error"),
@@ -31,11 +33,7 @@ class Notices(Panel):
 def notice_rows(severity: str, text: str, width: int) -> list[Content]:
     """One notice: its symbol, then the text wrapped beside it."""
     symbol, style = _LOOKS[severity]
-    lines = Content.styled(printable(text), style).wrap(max(10, width - 4)) if width else [Content("")]
-    return [
-        Content.assemble((f" {symbol} " if index == 0 else "   ", f"bold {style}"), line)
-        for index, line in enumerate(lines)
-    ]
+    return hanging(Content.styled(f" {symbol} ", f"bold {style}"), Content.styled(printable(text), style), width)
 
 
 def notices(situation: Situation) -> Iterator[tuple[str, str]]:
@@ -54,11 +52,20 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
 def lost_sentence(situation: Situation) -> str:
     if situation.attempt is None:
         return "No keeper answers; keeper.log in the session folder says why. Trying again…"
-    return "The keeper of this session is gone; vLLM itself runs on. Looking for a new keeper…"
+    alive = f"; {subject(situation)} itself runs on" if situation.alive else ""
+    return f"The keeper of this session is gone{alive}. Looking for a new keeper…"
+
+
+def subject(situation: Situation) -> str:
+    """What this session is about, by name."""
+    attempt = situation.attempt
+    return "vLLM" if attempt is None or attempt.launch.expects_vllm else program_name(attempt.launch.command)
 
 
 def ending_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
-    """How the command ended, why, and what it left behind."""
+    """Why the command ended, how, and what it left behind."""
+    if attempt.exited:
+        yield from cause_notices(attempt.exited)
     if attempt.leftovers:
         yield "error", leftover_sentence(attempt)
     elif attempt.ended and (attempt.state == "crashed" or attempt.ended.error):
@@ -67,8 +74,6 @@ def ending_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
         yield "info", ending_sentence(attempt)
     elif attempt.state == "crashed":
         yield "error", f"vLLM has crashed, its command still runs. {attempt.state_reason or ''}"
-    if attempt.exited:
-        yield from cause_notices(attempt.exited)
     if attempt.tree_ended and attempt.tree_ended.survivors:
         names = ", ".join(f"{ref.process} ({ref.pid}, {ref.state})" for ref in attempt.tree_ended.survivors)
         yield "error", f"Not even SIGKILL ended {names}; a process in state D waits for its driver or disk."
@@ -94,7 +99,7 @@ def ending_sentence(attempt: AttemptModel) -> str:
     if attempt.ended.error:
         return f"The command did not start: {attempt.ended.error}"
     how = "was stopped" if attempt.stop else ending(attempt.ended.code, attempt.ended.signal)
-    after = duration(attempt.ended.mono - attempt.started_mono)
+    after = duration(lasted_s(attempt, attempt.ended))
     return f"{command_name(attempt)} {how} after {after}. R starts it again, q leaves."
 
 
@@ -103,8 +108,7 @@ def command_name(attempt: AttemptModel) -> str:
     argv = attempt.launch.command
     if attempt.launch.expects_vllm and ("serve" in argv or any("api_server" in word for word in argv)):
         return "APIServer"
-    script = next((word for word in argv if word.endswith((".py", ".sh"))), argv[0] if argv else "The command")
-    return script.rsplit("/", 1)[-1]
+    return program_name(argv)
 
 
 def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:
@@ -115,9 +119,12 @@ def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:
 
 
 def finding_sentence(finding: Finding) -> str:
-    """`Line 97: OSError: … — the port is taken. Fix: …`."""
+    """`Line 97: EngineCore: OSError: … — the port is taken. Fix: …`; the line is without what the logger put before."""
+    parsed = parse_line(finding.line)
+    said = f"{parsed.process}: {parsed.message}" if parsed.process else parsed.message
     fix = f" Fix: {finding.fix}" if finding.fix else ""
-    return f"Line {finding.line_number:,}: {finding.line.strip()} — {finding.why}{fix}"
+    known = f"{finding.why}{fix}" if finding.rule else f"{finding.why.rstrip('.')}; ] goes there."
+    return f"Line {finding.line_number:,}: {said.strip()} — {known}"
 
 
 def lever_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
@@ -128,15 +135,15 @@ def lever_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
 
 
 def disk_notices(situation: Situation) -> Iterator[tuple[str, str]]:
-    """A log that fills its disk; a full disk kills vLLM at start and swallows every later line."""
+    """A disk that fills up, whoever fills it; a full disk kills vLLM at start and swallows every later line."""
     disk = situation.model.disk
     if disk is None:
         return
-    if disk.full_in_s is not None:
-        room = f"{size(disk.free_bytes)} free"
-        yield "warning", f"The disk of the log is full in {duration(disk.full_in_s)} at this rate ({room})."
+    if disk.full_in_s is not None and disk.full_in_s < SOON_S:
+        forecast = f"full in {duration(disk.full_in_s)} at this rate ({size(disk.free_bytes)} free)"
+        yield "warning", f"The disk of this session fills up: {forecast}."
     elif disk.free_bytes < FEW_FREE_BYTES:
-        yield "warning", f"The disk of the log has only {size(disk.free_bytes)} left; a full one stops vLLM's log."
+        yield "warning", f"The disk of this session has only {size(disk.free_bytes)} left; a full one stops vLLM's log."
     if disk.hole_bytes:
         yield "info", f"{size(disk.hole_bytes)} were cut out of the middle of the log to bound it."
 

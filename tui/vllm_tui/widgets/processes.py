@@ -1,6 +1,7 @@
 """The processes of the tree: vLLM's own one a row, their helpers folded into one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from textual.content import Content
 
@@ -12,6 +13,9 @@ MAIN_ROLES: tuple[Role, ...] = ("command", "api_server", "coordinator", "engine_
 MAX_ROWS = 24
 STUCK_STATES = "DTtZ"
 BUSY_PERCENT = 50.0
+INDENT = "   "
+PID_WIDTH, STATE_WIDTH = 8, 10
+WIDE = 90
 
 
 class ProcessTable(Panel):
@@ -26,7 +30,7 @@ class ProcessTable(Panel):
         if folded:
             rows.append(folded_row(folded, width))
         if any(row.foreign for row in shown):
-            rows.append(Content.styled("  * not started by us: shown, never signalled", "dim"))
+            rows.append(Content.styled(f"{INDENT}* not started by us: shown, never signalled", "dim"))
         return rows
 
 
@@ -57,51 +61,64 @@ def _order(row: ProcessRow) -> tuple[int, int, int]:
     return MAIN_ROLES.index(row.role), -1 if row.rank is None else row.rank, row.pid
 
 
-def columns(width: int) -> dict[str, int]:
-    """Cells of each column."""
-    fixed = {"pid": 8, "state": 10, "cpu": 8, "rss": 8}
-    return {"name": max(12, min(40, width - 2 - sum(fixed.values()))), **fixed}
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of numbers: its title, its cells, and the text for some processes together."""
+
+    title: str
+    width: int
+    text: Callable[[Sequence[ProcessRow]], str]
+
+
+CPU = Column("CPU %", 8, lambda rows: f"{sum(row.cpu_percent for row in rows):.0f}")
+MEMORY = Column("memory", 8, lambda rows: size(sum(row.rss_bytes for row in rows)))
+THREADS = Column("threads", 9, lambda rows: f"{sum(row.thread_count for row in rows)}")
+READ = Column("read", 9, lambda rows: size(sum(row.read_bytes for row in rows)))
+WRITTEN = Column("written", 9, lambda rows: size(sum(row.written_bytes for row in rows)))
+
+
+def columns(width: int) -> tuple[int, list[Column]]:
+    """(cells for the name, the columns of numbers that there is room for)."""
+    figures = [CPU, MEMORY, *([THREADS, READ, WRITTEN] if width >= WIDE else [])]
+    used = len(INDENT) + PID_WIDTH + STATE_WIDTH + sum(column.width for column in figures)
+    return max(12, min(40, width - used)), figures
 
 
 def heading(width: int) -> Content:
-    cells = columns(width)
+    name_width, figures = columns(width)
     return Content.assemble(
-        "  ",
-        cell("name", cells["name"]),
-        cell("pid", cells["pid"], right=True),
-        "  ",
-        cell("state", cells["state"] - 2),
-        cell("CPU %", cells["cpu"], right=True),
-        cell("memory", cells["rss"], right=True),
+        INDENT,
+        cell("name", name_width),
+        cell("pid", PID_WIDTH, right=True),
+        cell("  state", STATE_WIDTH),
+        *(cell(column.title, column.width, right=True) for column in figures),
     ).stylize("dim")
 
 
 def table_row(row: ProcessRow, width: int) -> Content:
-    cells = columns(width)
-    stuck = row.state[:1] in STUCK_STATES
+    name_width, figures = columns(width)
+    stuck = "bold $text-warning" if row.state[:1] in STUCK_STATES else ""
+    busy = "bold" if row.cpu_percent >= BUSY_PERCENT else ""
     name = printable(row.process) + (" *" if row.foreign else "")
     return Content.assemble(
-        "  ",
-        cell(name, cells["name"] - 1, "bold $text-warning" if stuck else "bold"),
+        INDENT,
+        cell(name, name_width - 1, stuck or "bold"),
         " ",
-        cell(str(row.pid), cells["pid"], "dim", right=True),
-        "  ",
-        cell(process_state(row.state[:1]), cells["state"] - 2, "bold $text-warning" if stuck else "dim"),
-        cell(f"{row.cpu_percent:.0f}", cells["cpu"], "bold" if row.cpu_percent >= BUSY_PERCENT else "", right=True),
-        cell(size(row.rss_bytes), cells["rss"], right=True),
+        cell(str(row.pid), PID_WIDTH, "dim", right=True),
+        cell(f"  {process_state(row.state[:1])}", STATE_WIDTH, stuck or "dim"),
+        *(cell(column.text([row]), column.width, busy if column is CPU else "", right=True) for column in figures),
     )
 
 
 def folded_row(rows: Sequence[ProcessRow], width: int) -> Content:
     """`+ 4 others, 3 of them compilers`, with their sums."""
-    cells = columns(width)
+    name_width, figures = columns(width)
     compilers = sum(row.role == "compiler" for row in rows)
     text = f"+ {plural(len(rows), 'other')}{f', {compilers} of them compilers' if compilers else ''}"
     return Content.assemble(
-        "  ",
-        cell(text, cells["name"] + cells["pid"] + cells["state"]),
-        cell(f"{sum(row.cpu_percent for row in rows):.0f}", cells["cpu"], right=True),
-        cell(size(sum(row.rss_bytes for row in rows)), cells["rss"], right=True),
+        INDENT,
+        cell(text, name_width + PID_WIDTH + STATE_WIDTH),
+        *(cell(column.text(rows), column.width, right=True) for column in figures),
     ).stylize("dim")
 
 

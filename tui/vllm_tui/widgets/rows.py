@@ -14,6 +14,7 @@ from vllm_tui.format import printable
 from vllm_tui.situation import Situation
 
 LABEL_WIDTH = 14
+MIN_TEXT_WIDTH = 10
 
 
 class Rows(Widget):
@@ -28,6 +29,8 @@ class Rows(Widget):
         self._rows: list[Content] = []
         self._width = 0
         """For which the rows were made; those of another width are made anew when they are drawn."""
+        self._row_count = 0
+        """What the last layout made room for, or the next one is asked to: one can come between two shows."""
         self._strips: dict[int, Strip] = {}
 
     def rows(self, width: int) -> list[Content]:
@@ -37,7 +40,11 @@ class Rows(Widget):
     def show_rows(self, rows: Sequence[Content]) -> None:
         """Show these rows from now on."""
         before, self._rows = self._rows, list(rows)
-        if len(before) != len(self._rows):
+        if self._width != self.size.width:  # as of a panel that was hidden
+            self._width = self.size.width
+            self._strips.clear()
+        if not len(before) == len(self._rows) == self._row_count:
+            self._row_count = len(self._rows)
             self._strips.clear()
             self.refresh(layout=True)
         elif self.size.width:
@@ -57,7 +64,8 @@ class Rows(Widget):
             self.refresh(Region(start, y, end - start, 1))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
-        return len(self.rows(width))
+        self._row_count = len(self.rows(width))
+        return self._row_count
 
     def notify_style_update(self) -> None:
         self._strips.clear()
@@ -151,8 +159,13 @@ def cell(text: str, width: int, style: str = "", *, right: bool = False) -> Cont
     return padding + content if right else content + padding
 
 
-def entry(label: str, text: str, width: int, style: str = "") -> list[Content]:
+def entry(label: str, text: str, width: int) -> list[Content]:
     """A label with text of unknown origin wrapped beside it."""
-    lines = Content.styled(printable(text), style).wrap(max(20, width - LABEL_WIDTH - 4)) or [Content("")]
-    labels = [cell(label, LABEL_WIDTH, "dim"), *[cell("", LABEL_WIDTH)] * (len(lines) - 1)]
-    return [Content.assemble("   ", head, line) for head, line in zip(labels, lines, strict=True)]
+    return hanging(Content.assemble("   ", cell(label, LABEL_WIDTH, "dim")), Content(printable(text)), width)
+
+
+def hanging(head: Content, text: Content, width: int) -> list[Content]:
+    """`head`, and `text` wrapped beside it."""
+    lines = text.wrap(max(MIN_TEXT_WIDTH, width - head.cell_length - 1)) or [Content("")]
+    blank = Content(" " * head.cell_length)
+    return [Content.assemble(blank if index else head, line) for index, line in enumerate(lines)]

@@ -19,7 +19,7 @@ from tests.ui_source import (
     until,
 )
 from vllm_probes.commands import Stop
-from vllm_probes.events import DiskSampled, Exited, LeverChecked, TreeEnded, TroubleNoted
+from vllm_probes.events import DiskSampled, Exited, LeverChecked, SignalSent, TreeEnded, TroubleNoted
 from vllm_probes.model import SessionModel
 from vllm_probes.rows import Change, DebugSetting, Finding, ProcessRef
 from vllm_tui import closing
@@ -123,18 +123,22 @@ async def test_a_layout_between_two_moments_leaves_room_for_the_second(script: S
 
 
 @pytest.mark.parametrize(
-    ("stop", "row"),
+    ("stop", "signals", "row"),
     [
-        ({}, "asked to stop 2.0 s ago: SIGINT, then SIGTERM, then SIGKILL; x kills at once"),
-        ({"by": "relaunch"}, "asked to stop for a relaunch 2.0 s ago"),
-        ({"kill": True}, "SIGKILL was asked for 2.0 s ago"),
+        ({}, [], "asked to stop 3.0 s ago"),
+        ({}, ["SIGINT"], "SIGINT sent to 2 processes 2.0 s ago; SIGTERM follows if they stay, x at once"),
+        ({"by": "relaunch"}, ["SIGINT", "SIGTERM"], "SIGTERM sent to 2 processes 2.0 s ago; SIGKILL follows"),
+        ({}, ["SIGINT", "SIGTERM", "SIGKILL"], "SIGKILL sent to 2 processes 2.0 s ago"),
+        ({"kill": True}, [], "SIGKILL was asked for 3.0 s ago"),
     ],
 )
-async def test_a_stop_says_what_was_asked_and_what_comes_next(
-    script: Script, tmp_path: Path, stop: dict[str, Any], row: str
+async def test_a_stop_says_what_was_sent_and_what_comes_next(
+    script: Script, tmp_path: Path, stop: dict[str, Any], signals: list[str], row: str
 ) -> None:
     source = serving(script, tmp_path)
-    source.play(script.stop_requested(58, **stop), script.state("stopping", 58))
+    source.play(script.stop_requested(57, **stop), script.state("stopping", 57))
+    both = [ProcessRef(pid=4013, process="EngineCore"), ProcessRef(pid=4031, process="Worker_TP0")]
+    source.play(*(SignalSent(**script.stamp(58), signal=name, processes=both) for name in signals))
     async with running(source, tmp_path) as (app, pilot):
         await shows(app, pilot, "STOPPING", row)
 
@@ -147,8 +151,8 @@ async def test_a_disk_is_spoken_of_when_it_is_soon_full(
     source.play(DiskSampled(**script.stamp(55), free_bytes=3 << 30, log_bytes=5, full_in_s=full_in_s))
     source.play(script.state("idle", 56))
     async with running(source, tmp_path) as (app, pilot):
-        await shows(app, pilot, "IDLE")
         notice = "The disk of this session fills up: full in 1:12:00 at this rate (3.0G free)."
+        await shows(app, pilot, "IDLE", *([notice] if shown else []))
         assert (notice in screen_text(app)) is shown
 
 

@@ -171,10 +171,10 @@ os.chdir({str(session.socket.parent)!r})
 os.setresuid(65534, 65534, 65534)
 peer.connect({session.socket.name!r})
 peer.settimeout(10)
-peer.sendall({HELLO!r})
 try:
+    peer.sendall({HELLO!r})
     print(peer.recv(100))
-except ConnectionResetError:
+except (ConnectionResetError, BrokenPipeError):
     print(b"")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)

@@ -27,6 +27,7 @@ from vllm_probes.events import (
     ProcessesSampled,
     ProgressChanged,
     SessionStarted,
+    SignalSent,
     StacksCaptured,
     State,
     StateChanged,
@@ -66,6 +67,8 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     phase: PhaseChanged | None = None
     progress: ProgressChanged | None = None
     stop: StopRequested | None = None
+    signals: list[SignalSent] = []
+    """What the stop has sent so far."""
     ended: CommandEnded | None = None
     tree_ended: TreeEnded | None = None
     exited: Exited | None = None
@@ -222,6 +225,11 @@ def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
         attempt.own_clients = [*attempt.own_clients, *new][-OWN_CLIENTS_LENGTH:]
 
 
+def _signal_sent(model: SessionModel, event: SignalSent) -> None:
+    if attempt := model.attempt:
+        attempt.signals = [*attempt.signals, event][-NOTES_LENGTH:]
+
+
 def _state_changed(model: SessionModel, event: StateChanged) -> None:
     if attempt := model.attempt:
         attempt.state, attempt.state_reason, attempt.state_since_mono = event.state, event.reason, event.mono
@@ -276,6 +284,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     LeverChecked: _lever_checked,
     FileAppeared: _append("files"),
     StopRequested: _keep_on_attempt("stop"),
+    SignalSent: _signal_sent,
     CommandEnded: _keep_on_attempt("ended"),
     TreeEnded: _keep_on_attempt("tree_ended"),
     TroubleNoted: _append("troubles"),

@@ -102,7 +102,7 @@ ACTIONS: tuple[Action, ...] = (
            "vLLM", "app.capture_stacks", 3, may_show_stacks),
     Action("eager", "e", "eager", "relaunch with --enforce-eager; again: without it",
            "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager"), "Relaunch: eager"),
-    Action("blocking", "b", "launch-blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
+    Action("blocking", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
            "vLLM", "app.toggle_lever('launch-blocking')", 6, may_pull("launch-blocking"),
            "Relaunch: launch-blocking"),
     Action("coredump", "c", "coredump", "relaunch so that a GPU exception dumps core; again: without it",

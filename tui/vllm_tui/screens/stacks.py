@@ -83,7 +83,7 @@ class StacksPage(Page):
         here, count = self._situation.attempt, len(self._situation.model.stacks)
         notes = [
             f"attempt {captured.attempt}" if here and captured.attempt != here.number else "",
-            plural(len(captured.stacks), "process").replace("processs", "processes"),
+            plural(len(captured.stacks), "process"),
             time.strftime("%H:%M:%S", time.localtime(captured.time)),
             _REASONS.get(captured.reason, printable(captured.reason)),
             f"{count - self._age} of {count}" if count > 1 else "",

@@ -13,6 +13,7 @@ from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel, joined, spread
 
 BAR_WIDTH = 20
+STEPS = ("SIGINT", "SIGTERM", "SIGKILL")
 
 
 class Header(Panel):
@@ -101,7 +102,7 @@ def activity_row(situation: Situation) -> Content | None:
     if not attempt.stop and attempt.state in ("idle", "serving", "running"):
         return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None
     if attempt.stop:
-        return Content(f" {stop_sentence(situation, attempt.stop)}")
+        return Content(f" {stop_sentence(situation, attempt, attempt.stop)}")
     since = attempt.phase.mono if attempt.phase else attempt.state_since_mono
     label = attempt.phase.label if attempt.phase and attempt.state != "stopping" else attempt.state_reason
     label = label or ("shuts down" if attempt.state == "stopping" else "no step of the start-up in the log yet")
@@ -113,14 +114,18 @@ def activity_row(situation: Situation) -> Content | None:
     return Content.assemble(" ", joined(parts, "  "))
 
 
-def stop_sentence(situation: Situation, stop: StopRequested) -> str:
-    """What it was asked, and what comes next."""
-    ago = f"{duration(situation.now - stop.mono)} ago"
-    if stop.kill:
-        return f"SIGKILL was asked for {ago}"
-    purpose = " for a relaunch" if stop.by == "relaunch" else ""
-    hint = "" if situation.readonly or situation.pace else "; x kills at once"
-    return f"asked to stop{purpose} {ago}: SIGINT, then SIGTERM, then SIGKILL{hint}"
+def stop_sentence(situation: Situation, attempt: AttemptModel, stop: StopRequested) -> str:
+    """What was sent to whom, and what comes next."""
+    if stop.kill or not attempt.signals:
+        wish = "SIGKILL was asked for" if stop.kill else "asked to stop"
+        return f"{wish} {duration(situation.now - stop.mono)} ago"
+    last = attempt.signals[-1]
+    sent = f"{last.signal} sent to {plural(len(last.processes), 'process')}"
+    ago = f"{duration(situation.now - last.mono)} ago"
+    if last.signal not in STEPS[:-1]:
+        return f"{sent} {ago}"
+    hint = "" if situation.readonly or situation.pace else ", x at once"
+    return f"{sent} {ago}; {STEPS[STEPS.index(last.signal) + 1]} follows if they stay{hint}"
 
 
 def progress_mark(progress: ProgressChanged) -> Content:

@@ -9,8 +9,8 @@ from vllm_probes.log.writers import Writers
 from vllm_probes.model import AttemptModel, SessionModel
 from vllm_probes.rows import Level
 
-REFRESH_BYTES = 8 << 20
-FILTER_BYTES = 2 << 20
+REFRESH_BYTES = 2 << 20
+FILTER_BYTES = 1 << 20
 WRITERS_BYTES = 16 << 20
 
 

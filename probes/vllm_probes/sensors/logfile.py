@@ -27,7 +27,7 @@ UNKNOWN_PER_SAMPLE = 50
 REPEAT_S = 10.0
 BACKLOG_BYTES = 64 << 20
 """With more than this to read, lines are indexed and not examined: what vLLM does now matters more."""
-SKIPPED_BYTES = 16 << 20
+SKIPPED_BYTES = 4 << 20
 _REMEMBERED = 1000
 _PROCESS_NAME = re.compile(rb"\(([A-Za-z][\w.-]*)(?: rank=\d+)? pid=(\d+)[,)]")
 

@@ -86,7 +86,7 @@ def relaunch(situation: Situation, levers: Sequence[str], *, clean: bool) -> Que
 
     def body(width: int) -> list[Content]:
         return [
-            *(sentences(first)(width) if situation.alive else []),
+            *([*sentences(first)(width), Content("")] if situation.alive else []),
             *change_rows(situation, everything, width, clean=clean),
             *(row for lever in explained for row in lever_rows(lever, width, named=len(explained) > 1)),
         ]

@@ -17,6 +17,7 @@ from vllm_probes.commands import Command, Relaunch, Stop
 from vllm_probes.events import CommandAnswered
 from vllm_probes.keeper.client import Client, connect
 from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.keeper import LINGER_S
 
 Line = dict[str, Any]
 
@@ -217,6 +218,19 @@ def test_bad_input_is_answered_with_a_sentence(start: Any, arguments: list[str],
     assert sentence in errors
     assert "Traceback" not in errors
     assert run.lines == []
+
+
+def test_a_keeper_that_was_suspended_goes_on(start: Any) -> None:
+    run = start("--headless", "--", "sh", "-c", "while :; do sleep 0.2; done")
+    keeper = run.until("keeper_started")["pid"]
+    run.until("processes_sampled")
+    os.kill(keeper, signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):  # longer than a keeper lingers that nobody needs
+        run.process.wait(LINGER_S + 1)
+    os.kill(keeper, signal.SIGCONT)
+    run.process.send_signal(signal.SIGINT)
+    run.end()
+    assert run.states()[-1] == "exited"
 
 
 def test_a_lost_keeper_is_told_by_the_exit_code(start: Any) -> None:

@@ -136,9 +136,12 @@ class Keeper:
             )
 
     async def _until_unneeded(self) -> None:
-        while time.monotonic() < self._busy_until_mono:
+        """Looks before it judges the time: a keeper that was suspended for long is still needed."""
+        while True:
             if self._tree_runs or self._server.connection_count or self._stopping:
                 self._busy_until_mono = time.monotonic() + LINGER_S
+            elif time.monotonic() >= self._busy_until_mono:
+                return
             await asyncio.sleep(0.2)
 
     @property

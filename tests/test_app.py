@@ -19,7 +19,7 @@ from tests.ui_source import (
     until,
 )
 from vllm_probes.commands import Stop
-from vllm_probes.events import DiskSampled, Exited, LeverChecked, SignalSent, TreeEnded, TroubleNoted
+from vllm_probes.events import DiskSampled, Exited, FileAppeared, LeverChecked, SignalSent, TreeEnded, TroubleNoted
 from vllm_probes.model import SessionModel
 from vllm_probes.rows import Change, DebugSetting, Finding, ProcessRef
 from vllm_tui import closing
@@ -185,12 +185,16 @@ async def test_warnings_of_disk_troubles_and_survivors(script: Script, tmp_path:
     survivors = [ProcessRef(pid=7, process="Worker_TP3", state="D")]
     source.play(
         DiskSampled(**script.stamp(14), free_bytes=300 << 20, log_bytes=5, full_in_s=600),
-        TroubleNoted(**script.stamp(14), what="py-spy [/foo]", hint="install it"),
+        TroubleNoted(**script.stamp(14), what="py-spy [/foo] is missing.", hint="Install it."),
         TreeEnded(**script.stamp(15), survivors=survivors),
     )
     async with running(source, tmp_path) as (app, pilot):
         await shows(
-            app, pilot, "full in 10:00", "py-spy [/foo]: install it", "Not even SIGKILL ended Worker_TP3 (7, D)"
+            app,
+            pilot,
+            "full in 10:00",
+            "py-spy [/foo] is missing. Install it.",
+            "Not even SIGKILL ended Worker_TP3 (7, D)",
         )
 
 
@@ -281,3 +285,25 @@ def test_the_closing_line_says_everything_once(script: Script, code: int, reason
     for event in (script.attempt_started(), script.state("crashed", 4, reason), script.command_ended(4, code)):
         model.apply(event)
     assert closing.summary(model, Path("/s")).splitlines()[0] == line
+
+
+async def test_a_core_dump_that_a_lever_asked_for_is_named(script: Script, tmp_path: Path) -> None:
+    source = serving(script, tmp_path)
+    source.play(FileAppeared(**script.stamp(60), path="/s/coredumps/cuda_1", kind="coredump", size_bytes=5 << 20))
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "A GPU core dump is there: /s/coredumps/cuda_1 (5M).")
+
+
+async def test_old_news_of_the_server_say_so(script: Script, tmp_path: Path) -> None:
+    source = serving(script, tmp_path)
+    source.play(script.processes(at=70))
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "SERVING", " s ago")
+
+
+async def test_a_view_that_may_do_nothing_is_given_no_hints(script: Script, tmp_path: Path) -> None:
+    source = crashed(script, tmp_path)
+    source.readonly = True
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "was killed (SIGKILL) after 12 s.")
+        assert "R starts it again" not in screen_text(app)

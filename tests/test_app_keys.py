@@ -20,6 +20,7 @@ from tests.ui_source import (
     until,
 )
 from vllm_probes.commands import CaptureStacks, Relaunch, Stop
+from vllm_probes.rows import Change
 from vllm_tui.screens.dialog import Question
 from vllm_tui.screens.help import HelpPage
 from vllm_tui.screens.main import MainScreen
@@ -296,3 +297,14 @@ async def test_the_folder_of_core_dumps_is_short(script: Script, tmp_path: Path)
         await shows(
             app, pilot, "+ CUDA_COREDUMP_FILE=…/coredumps/cuda_coredump", "+ CUDA_COREDUMP_GENERATION_FLAGS=skip"
         )
+
+
+async def test_after_a_clean_launch_the_shells_variables_are_said_to_come_back(script: Script, tmp_path: Path) -> None:
+    clean = [Change(name="NCCL_DEBUG", before="INFO", after=None)]
+    async with running(serving(script, tmp_path, changes=clean), tmp_path) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("R")
+        await shows(app, pilot, "Relaunch with the debug variables of the shell?", "+ NCCL_DEBUG=INFO")
+        await pilot.press("escape")
+        await pilot.press("0")
+        await shows(app, pilot, "the same command and environment")

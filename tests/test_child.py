@@ -1,12 +1,12 @@
-"""Starting and ending whole trees: real shims, real processes that will not go."""
+"""Ending whole trees, and what their shims write down: real shims, real processes that will not go."""
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +26,8 @@ WAIT = "print('ready', flush=True); import time; time.sleep(60)"
 class Attempt:
     """One running attempt and the signals that it got."""
 
-    def __init__(self, folder: Path, *argv: str) -> None:
+    def __init__(self, until: Callable[..., Any], folder: Path, *argv: str) -> None:
+        self.until = until
         self.prefix = folder / "attempt-1"
         self.shim = start_attempt(LaunchSpec(list(argv), dict(os.environ), str(folder)), self.prefix)
         self.signals: list[tuple[str, list[ProcessRef]]] = []
@@ -43,7 +44,7 @@ class Attempt:
         return log.read_text().splitlines() if log.exists() else []
 
     async def ready(self, count: int = 1) -> None:
-        await until(lambda: self.lines.count("ready") >= count)
+        await self.until(lambda: self.lines.count("ready") >= count)
 
     async def stop(self, *, kill: bool = False, waits: StopWaits = SHORT) -> StopResult:
         return await child.stop_tree(
@@ -55,14 +56,6 @@ class Attempt:
 
     def signals_of(self, pid: int) -> list[str]:
         return [name for name, refs in self.signals if any(ref.pid == pid for ref in refs)]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it did not happen within 10 s")
 
 
 def kernel_name(pid: int) -> str:
@@ -79,14 +72,14 @@ def bystander(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.fixture
-async def attempts(tmp_path: Path) -> AsyncIterator[Callable[..., Attempt]]:
+async def attempts(async_wait_for: Callable[..., Any], tmp_path: Path) -> AsyncIterator[Callable[..., Attempt]]:
     """Starts attempts; whatever a test leaves behind is killed."""
     started: list[Attempt] = []
 
     def start(*argv: str) -> Attempt:
         folder = tmp_path / str(len(started))
         folder.mkdir()
-        started.append(Attempt(folder, *argv))
+        started.append(Attempt(async_wait_for, folder, *argv))
         return started[-1]
 
     yield start
@@ -143,7 +136,7 @@ async def test_ctrl_c_reaches_the_group_only_and_children_of_other_sessions_get_
 
 async def test_double_forked_daemons_go_too(attempts: Callable[..., Attempt]) -> None:
     attempt = attempts("sh", "-c", "(setsid sleep 60 &); (sleep 60 &); echo ready")
-    await until(lambda: read_exit(attempt.prefix))
+    await attempt.until(lambda: read_exit(attempt.prefix))
     assert len(tree.descendants(attempt.shim.pid)) == 2
     assert shim_alive(attempt.prefix) == attempt.shim.pid
     assert await attempt.stop() == StopResult([], [])
@@ -154,7 +147,7 @@ async def test_a_stopped_process_is_killed_and_never_continued(attempts: Callabl
     attempt = attempts("sh", "-c", "trap 'echo trapped' TERM INT CONT; echo ready; sleep 60")
     await attempt.ready()
     os.kill(attempt.command, signal.SIGSTOP)
-    await until(lambda: tree.state_letter(attempt.command) == "T")
+    await attempt.until(lambda: tree.state_letter(attempt.command) == "T")
     assert await attempt.stop() == StopResult([], [])
     assert "trapped" not in attempt.lines
     states = {ref.state for _, refs in attempt.signals for ref in refs if ref.pid == attempt.command}
@@ -166,7 +159,7 @@ async def test_a_process_in_state_d_is_named_without_waiting_for_it(attempts: Ca
     vfork = "print('ready', flush=True)\nimport ctypes, time\nif ctypes.PyDLL(None).vfork() == 0: time.sleep(60)"
     attempt = attempts(sys.executable, "-c", STUBBORN + vfork)
     await attempt.ready()
-    await until(lambda: tree.state_letter(attempt.command) == "D")
+    await attempt.until(lambda: tree.state_letter(attempt.command) == "D")
     short_name = kernel_name(attempt.command)
     assert await attempt.stop() == StopResult([], [])
     refs = {(ref.process, ref.state) for _, refs in attempt.signals for ref in refs if ref.pid == attempt.command}
@@ -210,7 +203,7 @@ async def test_zombies_count_as_gone(attempts: Callable[..., Attempt]) -> None:
     attempt = attempts(sys.executable, "-c", code)
     await attempt.ready()
     (zombie,) = tree.descendants(attempt.command)
-    await until(lambda: tree.state_letter(zombie) == "Z")
+    await attempt.until(lambda: tree.state_letter(zombie) == "Z")
     assert await attempt.stop(waits=StopWaits()) == StopResult([], [])
     assert attempt.signals_of(zombie) == []
     assert [name for name, _ in attempt.signals] == ["SIGINT"]
@@ -281,7 +274,7 @@ async def test_nothing_that_we_did_not_start_is_signalled(
 ) -> None:
     """A pid that is no descendant of the shim is refused, even when it is one of ours."""
     attempt = attempts("sleep", "60")
-    await until(lambda: read_pids(attempt.prefix))
+    await attempt.until(lambda: read_pids(attempt.prefix))
     assert not child._send(bystander.pid, signal.SIGKILL, attempt.shim.pid)
     assert not child._send(attempt.shim.pid, signal.SIGKILL, attempt.shim.pid)
     await attempt.stop()
@@ -300,7 +293,7 @@ async def test_without_handles_on_processes_it_works_too(
 async def test_names_of_signalled_processes(attempts: Callable[..., Attempt]) -> None:
     attempt = attempts("bash", "-c", "echo ready; exec -a VLLM::Worker_TP0 sleep 60")
     await attempt.ready()
-    await until(lambda: tree.title(attempt.command) == "Worker_TP0")
+    await attempt.until(lambda: tree.title(attempt.command) == "Worker_TP0")
     await attempt.stop()
     assert [ref.process for _, refs in attempt.signals for ref in refs] == ["Worker_TP0"]
 
@@ -332,4 +325,6 @@ def test_damaged_records_are_none(tmp_path: Path, text: str) -> None:
 
 def test_all_waits_together_are_bounded() -> None:
     waits = StopWaits()
-    assert waits.interrupt_s + waits.terminate_s + waits.kill_s + 2 * waits.tracker_s + child._END_S <= 15
+    of_a_started_command_s = waits.interrupt_s + waits.terminate_s + waits.kill_s + 2 * waits.tracker_s + child._END_S
+    assert of_a_started_command_s <= 15
+    assert child._BEGIN_S + of_a_started_command_s <= 20  # one that has just been launched: its start is awaited first

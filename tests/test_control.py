@@ -181,7 +181,8 @@ except (ConnectionResetError, BrokenPipeError):
     assert done.stdout.strip() == "b''", done.stderr
 
 
-async def test_no_keeper_can_be_started(session: SessionFolder, tmp_path: Path) -> None:
-    lost = SessionFolder(tmp_path / "nowhere")
-    with pytest.raises((KeeperError, OSError)):
-        await connect(lost)
+async def test_a_keeper_that_cannot_be_started_is_told(tmp_path: Path) -> None:
+    lost = tmp_path / "nowhere"
+    with pytest.raises(KeeperError) as raised:
+        await connect(SessionFolder(lost))
+    assert str(raised.value) == f"No keeper can be started in {lost}: No such file or directory."

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from tests.conftest import Spawn, WaitFor
 from vllm_probes.commands import Command, Relaunch, Stop
 from vllm_probes.events import CommandAnswered
 from vllm_probes.keeper.client import Client, connect
@@ -77,7 +78,8 @@ class Run:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Any]:
+def start(tmp_path: Path, spawned: Spawn) -> Iterator[Any]:
+    """Starts a `vllm-tui`; what it starts carries the mark of `spawned`, which ends it after the test."""
     runs: list[Run] = []
 
     def run(*arguments: str, **popen: Any) -> Run:
@@ -86,14 +88,8 @@ def start(tmp_path: Path) -> Iterator[Any]:
 
     yield run
     for started in runs:
-        if started.process.poll() is None:
-            started.process.send_signal(signal.SIGTERM)
-            started.process.send_signal(signal.SIGTERM)
-            started.end()
-        assert started.process.stdout
-        assert started.process.stderr
-        started.process.stdout.close()
-        started.process.stderr.close()
+        with started.process as process:
+            process.kill()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +177,6 @@ def test_hanging_up_ends_only_the_view(start: Any) -> None:
     )
     row = next(row for row in json.loads(listed.stdout) if row["kind"] == "session")
     assert (row["name"], row["state"], row["kept"], row["alive"]) == ("survivor", "running", True, True)
-    os.killpg(json.loads(Path(run.lines[0]["session"], "attempt-1.pid").read_text())["command"], signal.SIGKILL)
 
 
 def test_what_a_dead_command_leaves_behind_is_named_and_ended(start: Any) -> None:
@@ -241,8 +236,6 @@ def test_a_lost_keeper_is_told_by_the_exit_code(start: Any) -> None:
     assert run.end() == 70
     assert "keeper" in run.errors()
     os.kill(shim_pid, 0)
-    folder = Path(run.lines[0]["session"])
-    os.killpg(json.loads((folder / "attempt-1.pid").read_text())["command"], signal.SIGKILL)
 
 
 @pytest.mark.parametrize("delay_s", [0.15, 0.3, 0.5])
@@ -308,11 +301,10 @@ sys.exit(9)
 """
 
 
-def test_a_crash_before_the_stop_stays_a_crash_however_long_the_log(start: Any) -> None:
+def test_a_crash_before_the_stop_stays_a_crash_however_long_the_log(start: Any, wait_for: WaitFor) -> None:
     run = start("--headless", "--", sys.executable, "-c", LONG_LOG)
     session = Path(run.until("session_started")["session"])
-    while not (session / "attempt-1.exit").exists():
-        pass
+    wait_for((session / "attempt-1.exit").exists, 30, "the command did not end")
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 9
     assert run.states()[-1] == "crashed"
@@ -329,11 +321,10 @@ def test_a_stop_during_a_relaunch_is_a_stop(start: Any) -> None:
     assert [line["attempt"] for line in run.of("attempt_started")] == [1]
 
 
-def test_the_exit_code_is_that_of_the_last_attempt(start: Any, tmp_path: Path) -> None:
+def test_the_exit_code_is_that_of_the_last_attempt(start: Any, wait_for: WaitFor, tmp_path: Path) -> None:
     script = f"test -e {tmp_path}/again && exit 4; touch {tmp_path}/again; exec sleep 100"
     run = start("--headless", "--", "sh", "-c", script)
-    while not (tmp_path / "again").exists():
-        pass
+    wait_for((tmp_path / "again").exists, message="the command did not start")
     run.until("processes_sampled")
     asyncio.run(_ask(SessionFolder(Path(run.lines[0]["session"])), Relaunch()))
     assert run.end() == 4

@@ -57,7 +57,7 @@ def test_only_what_was_started_without_us_is_a_stranger(
 
 def test_what_runs_comes_first(running: SessionFolder) -> None:
     session("newer", "exit 0")
-    names = [line.split()[0] for line in listing.as_text().splitlines()]
+    names = [line.split()[0] for line in listing.as_text().splitlines() if line]
     assert names[:3] == ["SESSION", "night", "newer"]
 
 

@@ -314,7 +314,7 @@ def test_answers_to_our_own_requests_are_no_rows(index: LogIndex, log: Path, lin
     refresh(index)
     assert texts(index) == [INFO, other, ERROR]
     assert [line.number for line in index.read(0, 3)] == [1, 3, 4]
-    assert (index.next_alarm(-1), index.row_of(4), index.row_of(2)) == (2, 2, 1)
+    assert (index.next_alarm(-1), index.row_from(3), index.row_from(1)) == (2, 2, 1)
 
 
 def test_what_a_user_asks_stays(index: LogIndex, log: Path) -> None:

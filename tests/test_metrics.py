@@ -1,7 +1,5 @@
 """Reading /metrics."""
 
-import contextlib
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +75,16 @@ def test_no_vllm_no_engines(text: str) -> None:
     assert parse_metrics(text) == []
 
 
-@given(st.text())
-def test_damaged_pages_are_a_value_error(tail: str) -> None:
-    with contextlib.suppress(ValueError):
+@pytest.mark.parametrize(
+    "labels_and_value",
+    ["", '{engine="0"}', '{engine="0"} x', '{engine="0"} 1_0', "{engine=0} 1", '{engine="0" 1', '{a="b"}} 1', "{, =#}"],
+)
+def test_damaged_pages_are_a_value_error(labels_and_value: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_metrics(f"{page()}vllm:num_requests_running{labels_and_value}\n")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="}\n")))
+def test_labels_that_never_end_are_a_value_error(tail: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
         parse_metrics("vllm:num_requests_running{" + tail)

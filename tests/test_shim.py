@@ -5,26 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.conftest import WaitFor
 from vllm_probes.launch import shim as shim_module
 from vllm_probes.sensors import tree
 
 SHIM = [sys.executable, "-I", "-S", shim_module.__file__]
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    pause = threading.Event()
-    for _ in range(500):
-        if result := condition():
-            return result
-        pause.wait(0.01)
-    pytest.fail("it did not happen within 5 s")
 
 
 def run(prefix: Path, *command: str, env: dict[str, str] | None = None) -> dict[str, Any]:
@@ -121,28 +111,28 @@ def test_the_log_is_private_and_only_appended_to(prefix: Path) -> None:
     assert Path(f"{prefix}.log").stat().st_mode & 0o777 == 0o600
 
 
-def test_orphans_stay_below_the_shim_and_it_ends_with_the_last(prefix: Path, tmp_path: Path) -> None:
+def test_orphans_stay_below_the_shim_and_it_ends_with_the_last(prefix: Path, tmp_path: Path, wait_for: WaitFor) -> None:
     go_on = tmp_path / "go-on"
     os.mkfifo(go_on)
     script = f"(setsid sh -c 'read line < {go_on}; echo orphan done' &) ; (sleep 0 &) ; echo command done"
     with subprocess.Popen([*SHIM, str(prefix), "--", "sh", "-c", script]) as shim:
-        until(Path(f"{prefix}.exit").exists)
+        wait_for(Path(f"{prefix}.exit").exists)
         assert record(prefix, ".exit")["code"] == 0
         assert record(prefix, ".pid")["shim"] == shim.pid
-        until(lambda: len(tree.descendants(shim.pid)) == 1)  # the other orphan is reaped
+        wait_for(lambda: len(tree.descendants(shim.pid)) == 1)  # the other orphan is reaped
         assert shim.poll() is None
         go_on.write_text("\n")
         assert shim.wait(timeout=10) == 0
     assert log(prefix).splitlines() == ["command done", "orphan done"]
 
 
-def test_it_ignores_polite_signals_and_the_death_of_its_parent(prefix: Path, tmp_path: Path) -> None:
+def test_it_ignores_polite_signals_and_the_death_of_its_parent(prefix: Path, tmp_path: Path, wait_for: WaitFor) -> None:
     go_on = tmp_path / "go-on"
     os.mkfifo(go_on)
     shim_command = [*SHIM, str(prefix), "--", "sh", "-c", f"read line < {go_on}; exit 5"]
     keeper_code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(60)"
     keeper = subprocess.Popen([sys.executable, "-c", keeper_code, *shim_command])
-    until(Path(f"{prefix}.pid").exists)
+    wait_for(Path(f"{prefix}.pid").exists)
     keeper.kill()
     keeper.wait()
     pids = record(prefix, ".pid")
@@ -151,9 +141,9 @@ def test_it_ignores_polite_signals_and_the_death_of_its_parent(prefix: Path, tmp
     assert tree.is_running(pids["command"])
     assert tree.descendants(pids["shim"]) == [pids["command"]]
     go_on.write_text("\n")
-    until(Path(f"{prefix}.exit").exists)
+    wait_for(Path(f"{prefix}.exit").exists)
     assert record(prefix, ".exit")["code"] == 5
-    until(lambda: not tree.is_running(pids["shim"]))
+    wait_for(lambda: not tree.is_running(pids["shim"]))
 
 
 def test_a_parent_that_ignores_dead_children_loses_no_exit_code(prefix: Path) -> None:
@@ -166,13 +156,13 @@ def test_a_parent_that_ignores_dead_children_loses_no_exit_code(prefix: Path) ->
     assert record(prefix, ".exit")["code"] == 4
 
 
-def test_records_that_cannot_be_written_are_tried_again(prefix: Path) -> None:
+def test_records_that_cannot_be_written_are_tried_again(prefix: Path, wait_for: WaitFor) -> None:
     """A folder in the way of the temporary file stands for a full disk."""
     obstacle = Path(f"{prefix}.exit.tmp")
     obstacle.mkdir()
     shim = subprocess.Popen([*SHIM, str(prefix), "--", "true"])
-    command = until(lambda: Path(f"{prefix}.pid").exists() and record(prefix, ".pid")["command"])
-    until(lambda: not tree.is_running(command))
+    command = wait_for(lambda: Path(f"{prefix}.pid").exists() and record(prefix, ".pid")["command"])
+    wait_for(lambda: not tree.is_running(command))
     assert shim.poll() is None
     obstacle.rmdir()
     assert shim.wait(timeout=10) == 0

@@ -4,13 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import WaitFor
 from vllm_probes.sensors import tree
 
 THREE_GENERATIONS = "sh -c 'sleep 60 & wait' & sleep 60 & echo ready; wait"
@@ -34,18 +34,9 @@ def spawn() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = threading.Event()
-    for _ in range(500):
-        if condition():
-            return
-        deadline.wait(0.01)
-    pytest.fail("it did not happen within 5 s")
-
-
-def test_parents_come_before_their_children(spawn: Callable[..., subprocess.Popen[str]]) -> None:
+def test_parents_come_before_their_children(spawn: Callable[..., subprocess.Popen[str]], wait_for: WaitFor) -> None:
     top = spawn("sh", "-c", THREE_GENERATIONS)
-    until(lambda: len(tree.descendants(top.pid)) == 3)
+    wait_for(lambda: len(tree.descendants(top.pid)) == 3)
     found = tree.descendants(top.pid)
     grandchild = next(pid for pid in found if not _is_child(pid, top.pid))
     parent = next(pid for pid in found if _is_child(grandchild, pid))
@@ -55,10 +46,10 @@ def test_parents_come_before_their_children(spawn: Callable[..., subprocess.Pope
 
 
 def test_a_kernel_without_children_files_gives_the_same(
-    spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+    wait_for: WaitFor, spawn: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     top = spawn("sh", "-c", THREE_GENERATIONS)
-    until(lambda: len(tree.descendants(top.pid)) == 3)
+    wait_for(lambda: len(tree.descendants(top.pid)) == 3)
     expected = tree.descendants(top.pid)
     monkeypatch.setattr(tree, "_kernel_lists_children", lambda: False)
     assert sorted(tree.descendants(top.pid)) == sorted(expected)
@@ -74,16 +65,18 @@ def test_children_of_other_threads_are_found(spawn: Callable[..., subprocess.Pop
     assert len(tree.descendants(spawn(sys.executable, "-c", code).pid)) == 1
 
 
-def test_a_zombie_is_listed_but_does_not_run(spawn: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_zombie_is_listed_but_does_not_run(spawn: Callable[..., subprocess.Popen[str]], wait_for: WaitFor) -> None:
     top = spawn(
         sys.executable, "-c", "import os\nif os.fork(): print('ready', flush=True); import time; time.sleep(60)"
     )
-    until(lambda: [tree.state_letter(pid) for pid in tree.descendants(top.pid)] == ["Z"])
+    wait_for(lambda: [tree.state_letter(pid) for pid in tree.descendants(top.pid)] == ["Z"])
     assert not tree.is_running(tree.descendants(top.pid)[0])
     assert tree.is_running(top.pid)
 
 
-def test_a_dead_leader_with_a_living_thread_runs(spawn: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_dead_leader_with_a_living_thread_runs(
+    spawn: Callable[..., subprocess.Popen[str]], wait_for: WaitFor
+) -> None:
     code = (
         "import ctypes, threading, time\n"
         "threading.Thread(target=lambda: (print('ready', flush=True), time.sleep(60))).start()\n"
@@ -91,15 +84,15 @@ def test_a_dead_leader_with_a_living_thread_runs(spawn: Callable[..., subprocess
     )
     process = spawn(sys.executable, "-c", code)
     leader = Path(f"/proc/{process.pid}/task/{process.pid}/stat")
-    until(lambda: leader.read_text().rpartition(")")[2].split()[0] == "Z")
+    wait_for(lambda: leader.read_text().rpartition(")")[2].split()[0] == "Z")
     assert tree.state_letter(process.pid) == "S"
     assert tree.is_running(process.pid)
 
 
-def test_a_stopped_process_shows_its_state(spawn: Callable[..., subprocess.Popen[str]]) -> None:
+def test_a_stopped_process_shows_its_state(spawn: Callable[..., subprocess.Popen[str]], wait_for: WaitFor) -> None:
     process = spawn("sh", "-c", "echo ready; read line < /dev/zero")
     os.kill(process.pid, signal.SIGSTOP)
-    until(lambda: tree.state_letter(process.pid) == "T")
+    wait_for(lambda: tree.state_letter(process.pid) == "T")
     assert tree.is_running(process.pid)
 
 
@@ -143,9 +136,9 @@ def test_shared_memory_is_seen_while_it_is_mapped() -> None:
         ("-a /opt/bin/ray sleep 60", "ray"),
     ],
 )
-def test_titles(spawn: Callable[..., subprocess.Popen[str]], arguments: str, expected: str) -> None:
+def test_titles(spawn: Callable[..., subprocess.Popen[str]], arguments: str, expected: str, wait_for: WaitFor) -> None:
     process = spawn("bash", "-c", f"echo ready; exec {arguments}")
-    until(lambda: tree.title(process.pid) == expected)
+    wait_for(lambda: tree.title(process.pid) == expected)
 
 
 def test_a_script_gives_its_name(spawn: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:

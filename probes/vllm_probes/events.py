@@ -244,7 +244,9 @@ class TroubleNoted(Observation, frozen=True, kw_only=True):
     """Something of ours does not work; vLLM is not affected unless it says so."""
 
     what: str
+    """A sentence."""
     hint: str
+    """What to do, or what it means: another one."""
     severity: Literal["info", "warning", "error"] = "warning"
 
 
@@ -289,8 +291,6 @@ class ModelRestored(Event, frozen=True, kw_only=True):
     """What a view gets first: the whole model (`vllm_probes.model.SessionModel`) as plain data."""
 
     model: dict[str, Any]
-    recorded: bool = False
-    """The view is a replay: no commands."""
 
 
 class CommandAnswered(Event, frozen=True, kw_only=True):

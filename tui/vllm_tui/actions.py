@@ -156,7 +156,7 @@ ACTIONS: tuple[Action, ...] = (
            "vLLM", "app.detach", 11, may_detach),
     Action("quit", "q,ctrl+c", "quit", "leave; asks whether to stop vLLM or let it run",
            "vLLM", "app.quit", 1),
-    Action("help", "question_mark", "help", "this page",
+    Action("help", "question_mark", "help", "show every key",
            "Screen", "app.show_help", 2),
 )
 # fmt: on

@@ -146,7 +146,7 @@ class VllmTui(App[AppResult]):
 
     def _tick(self) -> None:
         """The log is looked at on every tick; panels a few times a second, and only if something has changed."""
-        if not self.screen_stack:  # the timer can outlive the screens
+        if not self.screen_stack:  # timer and events can outlive the screens
             return
         if self.seen_screen is self.main_screen:
             self.main_screen.poll_log()
@@ -166,6 +166,8 @@ class VllmTui(App[AppResult]):
         return int(situation.up_s or 0) if situation.command_runs else -1
 
     def _paint(self) -> None:
+        if not self.screen_stack:
+            return
         self._dirty, self._ticks_since_paint, self._shown_second = False, 0, self._second()
         situation = self.situation
         with self.batch_update():

@@ -8,7 +8,7 @@ import sys
 from typing import Literal
 
 from vllm_probes import commands
-from vllm_probes.events import CommandEnded, TreeEnded, decode
+from vllm_probes.events import CommandEnded, StopRequested, TreeEnded, decode
 from vllm_probes.keeper.client import Client, connect
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.model import SessionModel
@@ -29,6 +29,7 @@ class HeadlessView:
         self.hung_up = False
         self._client = client
         self._signals = 0
+        self._grace: asyncio.TimerHandle | None = None
 
     async def follow(self) -> bool:
         """Print every line until the attempt and its tree are over; False when the keeper went before."""
@@ -70,7 +71,9 @@ class HeadlessView:
             return
         self.model.apply(event)
         if isinstance(event, CommandEnded) and event.leftovers:
-            asyncio.get_running_loop().call_later(LEFTOVER_GRACE_S, self._stop, "leftovers")
+            self._grace = asyncio.get_running_loop().call_later(LEFTOVER_GRACE_S, self._stop, "leftovers")
+        if isinstance(event, StopRequested | TreeEnded) and self._grace:
+            self._grace.cancel()
         if isinstance(event, TreeEnded):
             self._signals = 0
 

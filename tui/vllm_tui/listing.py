@@ -27,7 +27,7 @@ def as_text() -> str:
     others = _others()
     if others:
         lines += ["", "Not started by vllm-tui:"]
-        lines += _table([("PID", "PROCESS", "AGE", ""), *(_stranger(row) for row in others)])
+        lines += _table([("PID", "PROCESS", "AGE"), *(_stranger(row) for row in others)])
     return "\n".join(lines)
 
 
@@ -46,7 +46,7 @@ def _session(row: SessionRow) -> tuple[str, ...]:
 
 
 def _stranger(row: ProcessRow) -> tuple[str, ...]:
-    return (str(row.pid), row.process, duration(max(0.0, time.time() - row.started)), "")
+    return (str(row.pid), row.process, duration(max(0.0, time.time() - row.started)))
 
 
 def _table(cells: list[tuple[str, ...]]) -> list[str]:

@@ -107,4 +107,4 @@ class ReplaySource:
 
 def _nothing_yet(first: Event) -> ModelRestored:
     model = snapshot(SessionModel())
-    return ModelRestored(time=first.time, mono=first.mono, node=first.node, attempt=0, model=model, recorded=True)
+    return ModelRestored(time=first.time, mono=first.mono, node=first.node, attempt=0, model=model)

@@ -6,7 +6,6 @@ SHORTEST = 3
 _TOKEN = re.compile(
     r"\\[AbBZdDsSwW]|\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\((?:\?(?:P<\w+>|[:=!]|<[=!]))?|[*+?]\??|\{[\d,]*\}\??|.", re.S
 )
-_CLASSES = frozenset("AbBZdDsSwW")
 
 
 def fixed_texts(pattern: str) -> list[str] | None:

@@ -39,10 +39,6 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What the phase is called on a screen."""
     why: str = ""
     fix: str = ""
-    lever: str | None = None
-    since: str | None = None
-    until: str | None = None
-    docs: str | None = None
     samples: list[str]
     not_samples: list[str] = []
 

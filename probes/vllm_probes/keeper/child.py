@@ -90,6 +90,7 @@ class _Family:
         self._shim_pid = shim_pid
         self._on_signal = on_signal
         self._start_ticks: dict[int, int | None] = {}
+        self._trackers: set[tuple[int, int | None]] = set()
         self._signalled: set[tuple[int, int | None, int]] = set()
         self._shm: set[str] = set()
         self._walked = 0.0
@@ -99,11 +100,12 @@ class _Family:
         self._walked = time.monotonic()
         pids = [pid for pid in tree.descendants(self._shim_pid) if tree.is_running(pid)]
         self._start_ticks |= {pid: tree.start_ticks(pid) for pid in pids}
+        self._trackers |= {(pid, self._start_ticks[pid]) for pid in pids if _is_resource_tracker(pid)}
         return pids
 
     def others(self) -> list[int]:
         """What runs, without resource trackers."""
-        return [pid for pid in self.running() if not _is_resource_tracker(pid)]
+        return [pid for pid in self.running() if not self._is_tracker(pid)]
 
     def group(self, group: int | None) -> list[int]:
         return [pid for pid in self.others() if tree.process_group(pid) == group]
@@ -136,9 +138,13 @@ class _Family:
     def _gone(self, trackers: bool) -> bool:
         look = self.running if trackers else self.others
         seen = self._seen_and_running() if time.monotonic() < self._walked + _WALK_S else []
-        if any(trackers or not _is_resource_tracker(pid) for pid in seen):
+        if any(trackers or not self._is_tracker(pid) for pid in seen):
             return False
         return not look() and not look()  # one walk can miss somebody
+
+    def _is_tracker(self, pid: int) -> bool:
+        """Remembered: one that is just ending has no command line any more."""
+        return (pid, self._start_ticks[pid]) in self._trackers
 
     def _seen_and_running(self) -> list[int]:
         seen = self._start_ticks.items()
@@ -193,10 +199,7 @@ def _process_handle(pid: int) -> int | None:
 
 
 def _is_resource_tracker(pid: int) -> bool:
-    """State D is none: reading its command line could wait for it."""
-    return tree.state_letter(pid) != "D" and any(
-        "multiprocessing.resource_tracker" in argument for argument in tree.command_line(pid)
-    )
+    return any("multiprocessing.resource_tracker" in argument for argument in tree.command_line(pid))
 
 
 def _refs(pids: Iterable[int]) -> list[ProcessRef]:

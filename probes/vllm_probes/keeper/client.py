@@ -32,15 +32,18 @@ class Client:
         Raises:
             KeeperError: the keeper speaks another version's language.
         """
-        with suppress(ConnectionError):
-            while line := await self._reader.readline():
-                if line.startswith(b'{"event":"command_answered"'):
-                    self._answer(decode(line))
-                else:
-                    yield line
-        self._gone = True
-        for future in self._answers.values():
-            future.cancel()
+        try:
+            with suppress(ConnectionError):
+                while line := await self._reader.readline():
+                    if line.startswith(b'{"event":"command_answered"'):
+                        self._answer(decode(line))
+                    else:
+                        yield line
+        finally:
+            self._gone = True
+            for future in self._answers.values():
+                if not future.done():
+                    future.set_exception(KeeperError(GONE))
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come."""
@@ -71,8 +74,6 @@ class Client:
         await self.send(command)
         try:
             return await future
-        except asyncio.CancelledError:
-            raise KeeperError(GONE) from None
         finally:
             self._answers.pop(command.id, None)
 

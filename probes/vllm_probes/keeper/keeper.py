@@ -164,7 +164,7 @@ class Keeper:
             self._note_failure(error)
 
     def _note_failure(self, error: Exception) -> None:
-        what = f"Part of the keeper failed: {type(error).__name__}: {error}"
+        what = f"Part of the keeper failed: {type(error).__name__}: {error}."
         if what in self._failures:
             return
         self._failures.add(what)
@@ -337,5 +337,5 @@ class Keeper:
             self._stream.begin_attempt()
             self._follow(attempt, self._shim.pid)
         except (LeverError, OSError) as error:
-            what = f"It could not be started again: {error}"
+            what = f"It could not be started again: {str(error).rstrip('.')}."
             self._trouble(what, "Nothing runs now; mend that and press R.", "error")

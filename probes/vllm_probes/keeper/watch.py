@@ -16,7 +16,6 @@ from vllm_probes.events import (
     LogSampled,
     ProcessesSampled,
     StacksCaptured,
-    TroubleNoted,
 )
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
 from vllm_probes.judges.rules import RuleSet
@@ -37,7 +36,6 @@ LOG_HEAD_BYTES = 256 << 20
 LOG_SLICE_BYTES = 1 << 20
 """A flood is read in slices: 0.1 s each at the slowest, so that nobody waits long for an answer."""
 DRAIN_S = 3.0
-LOW_DISK_BYTES = 1 << 30
 STRANGERS_EVERY = 5
 """Looks between two scans of the whole host, done only where the launcher's processes are not our descendants."""
 
@@ -57,11 +55,9 @@ class Watch:
         self._processes = processes.ProcessSensor(attempt.launch.shim_pid or 0)
         self._endpoint = EndpointSensor()
         self._address: Address | None = None
-        self._listening = False
         self._engine_config: Mapping[str, str] = {}
         self._looks = 0
         self._free: list[tuple[float, int]] = []
-        self._disk_warned = False
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -221,7 +217,6 @@ class Watch:
                 full_in_s=full_in_s,
             )
         )
-        self._warn_of_disk(free_bytes)
 
     def _bound_log(self, log_bytes: int) -> tuple[int, int]:
         known = self._stream.model.disk
@@ -231,19 +226,6 @@ class Watch:
             return before
         self._log.index.set_hole(*hole)
         return hole
-
-    def _warn_of_disk(self, free_bytes: int) -> None:
-        if free_bytes >= LOW_DISK_BYTES:
-            self._disk_warned = False
-        elif not self._disk_warned:
-            self._disk_warned = True
-            self._stream.publish(
-                TroubleNoted(
-                    **self._stream.stamp(),
-                    what=f"Only {free_bytes >> 20} MB are free where this session is kept ({self._folder.path}).",
-                    hint="A full disk swallows every later log line of vLLM: free some space.",
-                )
-            )
 
 
 class _Resume:

@@ -246,12 +246,6 @@ class LogIndex(LogRows):
         within_hole = last - first if line > last else max(line - first - 1, 0)
         return line - self.own.before(line) - within_hole
 
-    def row_of(self, number: int) -> int:
-        """The row that shows line `number` (from 1), or the next one where that line is hidden."""
-        first, last = self.hole_lines or (0, 0)
-        line = first if first < number - 1 <= last else number - 1
-        return min(self.row_from(line), max(self.line_count - 1, 0))
-
     def next_alarm_line(self, line: int, backwards: bool) -> int | None:
         alarms = self._marks.alarms
         at = bisect_right(alarms, line) - 1 if backwards else bisect_left(alarms, line)

@@ -120,7 +120,7 @@ class _Known:
 
     def refresh(self) -> None:
         pid = self.process.pid
-        argv = _arguments(pid)
+        argv = command_line(pid)
         if argv and argv != self.argv:
             self.argv = argv
             self.rank = _rank_in_environ(pid) if is_python(argv) else None
@@ -234,11 +234,6 @@ def _parent_pid(process: psutil.Process) -> int:
         return 0
 
 
-def _arguments(pid: int) -> list[str]:
-    """Its command line; empty for a zombie and in state D, where the kernel would wait for the process's own lock."""
-    return [] if state_letter(pid) == "D" else command_line(pid)
-
-
 def _kernel_name(pid: int) -> list[str]:
     """In place of a command line; psutil's `name` would read the command line, too."""
     try:
@@ -248,7 +243,7 @@ def _kernel_name(pid: int) -> list[str]:
 
 
 def _vllm_arguments(pid: int) -> list[str]:
-    argv = _arguments(pid) or _kernel_name(pid)
+    argv = command_line(pid) or _kernel_name(pid)
     return argv if any("::" in word or "vllm" in word for word in argv) else []
 
 

@@ -70,21 +70,22 @@ def descends(pid: int, ancestor: int) -> bool:
 
 
 def command_line(pid: int) -> list[str]:
-    """Its arguments, or its title in one piece where it has set one; empty for zombies and the vanished."""
+    """Its arguments, or its title in one piece where it has set one; empty for zombies and the vanished.
+
+    Empty in state D, too: /proc/PID/cmdline waits for a lock that such a process may hold.
+    """
+    if state_letter(pid) == "D":
+        return []
     text = _read(f"/proc/{pid}/cmdline").rstrip(b"\0 ")
     return [os.fsdecode(part) for part in text.split(b"\0")] if text else []
 
 
 def title(pid: int) -> str:
-    """A name for people, as in the process table; the kernel's short one where there is no command line.
-
-    So for a process in state D: /proc/PID/cmdline waits for a lock that such a process may hold.
-    """
+    """A name for people, as in the process table; the kernel's short one where there is no command line."""
     from vllm_probes.judges.titles import identify  # a launch reads this module before anybody needs names
 
-    own, parents = (command_line(each) if state_letter(each) != "D" else [] for each in (pid, _parent(pid)))
-    if own:
-        return identify(own, parents).process
+    if own := command_line(pid):
+        return identify(own, command_line(_parent(pid))).process
     return os.fsdecode(_read(f"/proc/{pid}/comm")).strip() or f"pid {pid}"
 
 

@@ -98,4 +98,4 @@ def trouble_rows(situation: Situation, width: int) -> Iterator[Content]:
     if situation.model.troubles:
         yield from heading("Troubles of vllm-tui itself")
     for trouble in situation.model.troubles:
-        yield from entry(trouble.severity, f"{trouble.what}: {trouble.hint}", width)
+        yield from entry(trouble.severity, f"{trouble.what} {trouble.hint}", width)

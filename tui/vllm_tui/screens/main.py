@@ -57,7 +57,7 @@ class MainScreen(Screen[None]):
         self.log_pane.poll()
 
     def action_toggle_panels(self) -> None:
-        if self.query_one(ProcessTable).has_class("-empty") and self.query_one(EnginePanel).has_class("-empty"):
+        if not any(self.query_one(panel).display for panel in (ProcessTable, EnginePanel)):
             self.app.notify("Nothing runs: there is neither a process nor a server to show.", markup=False)
             return
         self.toggle_class("-toggled")

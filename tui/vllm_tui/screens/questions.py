@@ -7,6 +7,7 @@ from textual.content import Content
 from vllm_probes.launch.levers import Lever, blocked, load_levers, plan
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.model import AttemptModel, SessionModel
+from vllm_probes.rows import Change
 from vllm_tui.format import printable
 from vllm_tui.screens.dialog import Body, Choice, Question
 from vllm_tui.situation import Situation
@@ -105,9 +106,13 @@ def relaunch_title(situation: Situation, levers: Sequence[str], *, clean: bool) 
     """`Relaunch with eager and coredump?`."""
     if clean:
         return "Relaunch as typed, without any debug setting of ours or of the shell?"
-    if list(levers) == situation.levers:
+    if list(levers) == situation.levers and not left_out(situation.model):
         return "Relaunch the same again?"
-    return f"Relaunch with {' and '.join(levers)}?" if levers else "Relaunch without levers?"
+    if levers:
+        return f"Relaunch with {' and '.join(levers)}?"
+    return (
+        "Relaunch with the debug variables of the shell?" if left_out(situation.model) else "Relaunch without levers?"
+    )
 
 
 def relaunch_choices(company: Sequence[str]) -> list[Choice]:
@@ -122,8 +127,8 @@ def relaunch_choices(company: Sequence[str]) -> list[Choice]:
 
 def change_rows(situation: Situation, levers: Sequence[str], width: int, *, clean: bool) -> list[Content]:
     """The difference of the new launch from the present one: what comes in, what goes out."""
-    now = set(changes_of(situation, situation.levers, clean=False))
-    then = set(changes_of(situation, levers, clean=clean))
+    now = set(settings_of(situation, situation.levers, clean=bool(left_out(situation.model))))
+    then = set(settings_of(situation, levers, clean=clean))
     lines = [("-", text, "$text-warning") for text in sorted(now - then)]
     lines += [("+", text, "$text-success") for text in sorted(then - now)]
     if not lines:
@@ -135,21 +140,24 @@ def change_rows(situation: Situation, levers: Sequence[str], width: int, *, clea
     ]
 
 
-def changes_of(situation: Situation, levers: Sequence[str], *, clean: bool) -> Iterator[str]:
-    """What a launch changes of what was typed, as one would type it."""
+def settings_of(situation: Situation, levers: Sequence[str], *, clean: bool) -> Iterator[str]:
+    """Variables and added flags of a launch, as one would type them."""
     draft = plan(base_spec(situation.model), levers, bare=False, clean=clean, coredumps=COREDUMPS)
-    for change in draft.changes:
-        if change.after is None:
-            yield f"unset {change.name}"
-        else:
-            yield f"{change.name}{'' if change.name.startswith('-') else '='}{change.after}".rstrip()
+    yield from (f"{name}={value}" for name, value in draft.spec.env.items())
+    yield from (f"{change.name} {change.after or ''}".rstrip() for change in draft.changes if change.name[:1] == "-")
 
 
 def base_spec(model: SessionModel) -> LaunchSpec:
     """What was typed, as far as a view knows it: of the environment only the debug variables."""
     inherited = (setting.setting for setting in model.debug_settings if setting.origin == "inherited")
     env = {name: value for name, _, value in (setting.partition("=") for setting in inherited)}
+    env |= {change.name: change.before or "" for change in left_out(model)}
     return LaunchSpec(argv=model.command, env=env, cwd=model.cwd)
+
+
+def left_out(model: SessionModel) -> list[Change]:
+    """The debug variables of the shell that a clean launch did without."""
+    return [change for change in model.attempt.launch.changes if change.after is None] if model.attempt else []
 
 
 def blocked_levers(model: SessionModel) -> dict[str, str]:

@@ -82,6 +82,8 @@ def health(situation: Situation) -> Content:
         detail.append(f"HTTP {endpoint.status}")
     if endpoint.error:
         detail.append(printable(endpoint.error))
+    if (age_s := situation.now - endpoint.mono) > STALE_AFTER_S:
+        detail.append(f"{duration(age_s)} ago")
     return Content.assemble((endpoint.health, style), "  ", (" · ".join(detail), "dim"))
 
 

@@ -8,6 +8,7 @@ from vllm_probes.events import Exited
 from vllm_probes.log.line import parse_line
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Finding
+from vllm_tui import actions
 from vllm_tui.format import duration, ending, plural, printable, program_name, size
 from vllm_tui.situation import Situation, lasted_s
 from vllm_tui.widgets.rows import Panel, hanging
@@ -41,8 +42,9 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     if situation.connection == "lost":
         yield "error", lost_sentence(situation)
     if attempt := situation.attempt:
-        yield from ending_notices(attempt)
+        yield from ending_notices(attempt, actions.may_send(situation) is None)
         yield from lever_notices(attempt)
+        yield from file_notices(situation, attempt)
     yield from disk_notices(situation)
     yield from trouble_notices(situation)
     if count := situation.model.unknown_line_count:
@@ -62,16 +64,16 @@ def subject(situation: Situation) -> str:
     return "vLLM" if attempt is None or attempt.launch.expects_vllm else program_name(attempt.launch.command)
 
 
-def ending_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
-    """Why the command ended, how, and what it left behind."""
+def ending_notices(attempt: AttemptModel, may_act: bool) -> Iterator[tuple[str, str]]:
+    """Why the command ended, how, what it left behind, and, where this view may act, what can be done."""
     if attempt.exited:
         yield from cause_notices(attempt.exited)
     if attempt.leftovers:
-        yield "error", leftover_sentence(attempt)
+        yield "error", leftover_sentence(attempt, may_act)
     elif attempt.ended and (attempt.state == "crashed" or attempt.ended.error):
-        yield "error", ending_sentence(attempt)
+        yield "error", ending_sentence(attempt, may_act)
     elif attempt.ended:
-        yield "info", ending_sentence(attempt)
+        yield "info", ending_sentence(attempt, may_act)
     elif attempt.state == "crashed":
         yield "error", f"vLLM has crashed, its command still runs. {attempt.state_reason or ''}"
     if attempt.tree_ended and attempt.tree_ended.survivors:
@@ -81,26 +83,26 @@ def ending_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
         yield "info", f"Left in /dev/shm: {' '.join(attempt.tree_ended.left_shm)}"
 
 
-def leftover_sentence(attempt: AttemptModel) -> str:
+def leftover_sentence(attempt: AttemptModel, may_act: bool) -> str:
     """`APIServer was killed (SIGKILL); 3 of its processes still run: …`."""
     assert attempt.ended is not None
     how = ending(attempt.ended.code, attempt.ended.signal)
     count = len(attempt.leftovers)
     names = ", ".join(f"{ref.process} ({ref.pid})" for ref in attempt.leftovers[:4]) + (" …" if count > 4 else "")
     runs, them = ("process still runs", "it") if count == 1 else ("processes still run", "them")
-    return (
-        f"{command_name(attempt)} {how}; {count} of its {runs}: {names}. x ends {them}, R ends {them} and starts again."
-    )
+    hint = f" x ends {them}, R ends {them} and starts again." if may_act else ""
+    return f"{command_name(attempt)} {how}; {count} of its {runs}: {names}.{hint}"
 
 
-def ending_sentence(attempt: AttemptModel) -> str:
+def ending_sentence(attempt: AttemptModel, may_act: bool) -> str:
     """`APIServer ended with code 1 after 12 s. R starts it again.`."""
     assert attempt.ended is not None
     if attempt.ended.error:
-        return f"The command did not start: {attempt.ended.error}"
-    how = "was stopped" if attempt.stop else ending(attempt.ended.code, attempt.ended.signal)
+        return attempt.ended.error
+    was_stopped = attempt.stop and attempt.state != "crashed"
+    how = "was stopped" if was_stopped else ending(attempt.ended.code, attempt.ended.signal)
     after = duration(lasted_s(attempt, attempt.ended))
-    return f"{command_name(attempt)} {how} after {after}. R starts it again, q leaves."
+    return f"{command_name(attempt)} {how} after {after}.{' R starts it again, q leaves.' if may_act else ''}"
 
 
 def command_name(attempt: AttemptModel) -> str:
@@ -134,6 +136,13 @@ def lever_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:
             yield "warning", f"{checked.lever} did not reach vLLM ({checked.where})."
 
 
+def file_notices(situation: Situation, attempt: AttemptModel) -> Iterator[tuple[str, str]]:
+    """What a lever has been pulled for."""
+    for file in situation.model.files:
+        if file.attempt == attempt.number:
+            yield "info", f"A GPU core dump is there: {file.path} ({size(file.size_bytes)})."
+
+
 def disk_notices(situation: Situation) -> Iterator[tuple[str, str]]:
     """A disk that fills up, whoever fills it; a full disk kills vLLM at start and swallows every later line."""
     disk = situation.model.disk
@@ -157,4 +166,4 @@ def trouble_notices(situation: Situation) -> Iterator[tuple[str, str]]:
     ]
     if troubles:
         more = f" (D shows {len(troubles) - 1} more)" if len(troubles) > 1 else ""
-        yield troubles[-1].severity, f"{troubles[-1].what}: {troubles[-1].hint}{more}"
+        yield troubles[-1].severity, f"{troubles[-1].what} {troubles[-1].hint}{more}"

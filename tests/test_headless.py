@@ -343,3 +343,37 @@ async def _ask(folder: SessionFolder, *wishes: Command) -> list[CommandAnswered]
 async def _read_all(client: Client) -> None:
     async for _ in client.lines():
         pass
+
+
+FULL_DISK = """
+import ctypes, os, subprocess, sys
+libc, state = ctypes.CDLL(None), sys.argv[1]
+if libc.unshare(0x20000):  # CLONE_NEWNS
+    sys.exit("no mount namespace")
+libc.mount(b"none", b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+if libc.mount(b"tmpfs", state.encode(), b"tmpfs", 0, b"size=70m"):
+    sys.exit("no tmpfs")
+command = ["sh", "-c", "head -c 100000000 /dev/zero; sleep 1; exit 5"]
+sys.exit(subprocess.call([sys.executable, "-m", "vllm_tui", "--headless", "--", *command]))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount")
+def test_a_log_that_fills_the_disk_costs_neither_the_recording_nor_the_exit_code(
+    tmp_path: Path, spawned: Spawn
+) -> None:
+    (tmp_path / "state").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path / "state")],
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path / "state")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    if "no mount" in done.stderr or "no tmpfs" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 5, done.stderr
+    assert [line["event"] for line in lines[-1:]] == ["tree_ended"]
+    assert any(line["event"] == "disk_sampled" and line["free_bytes"] == 0 for line in lines)
+    assert [line["code"] for line in lines if line["event"] == "exited"] == [5]

@@ -26,6 +26,7 @@ from vllm_tui.screens.page import Page
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import OtherVersionError, ReplayControls, Source
 from vllm_tui.widgets.header import Header
+from vllm_tui.widgets.log_style import RANK_COLOURS
 
 if TYPE_CHECKING:
     from vllm_tui.screens.stacks import StacksPage
@@ -35,7 +36,6 @@ TICKS_BETWEEN_PAINTS = 3
 RECONNECT_PAUSE_S = 1.0
 FIRST_TRIES = 5
 """A keeper that has just been started is not missed before."""
-RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
 
 Leaving = Literal["stopped", "left_running", "ended", "keeper_lost", "refused"]
 

@@ -60,7 +60,7 @@ _REPEATABLE = {"download", "weights", "compile", "warmup", "cudagraph"}
 """Steps that may come again after a later one: on the CPU the KV layout is chosen before the compilation."""
 
 DEATH_CLASSES = frozenset(("worker_proc_died", "engine_core_died"))
-VLLM_ROLES: frozenset[Role] = frozenset(("engine_core", "worker"))
+ENGINE_ROLES: frozenset[Role] = frozenset(("engine_core", "worker"))
 LOST_GRACE_S = 3.0
 """An engine that is gone this long before its command ended did not go with it."""
 ABANDONED_S = 10.0
@@ -226,7 +226,7 @@ def _note_generation(memory: Memory, event: LogRecorded, rule: Rule) -> Result:
 
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Result:
     conclusions: list[Conclusion] = []
-    seen = {row.pid: (row.pid, row.role, row.process) for row in event.rows if row.role in VLLM_ROLES}
+    seen = {row.pid: (row.pid, row.role, row.process) for row in event.rows if row.role in ENGINE_ROLES}
     if seen:
         memory, conclusions = _recognise(memory, event)
     known = {pid: (pid, role, name) for pid, role, name in memory.roles} | seen

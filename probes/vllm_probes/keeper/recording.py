@@ -19,7 +19,7 @@ from vllm_probes.sensors import disk
 
 PROCESS_DRIFT_S = 60.0
 PROCESS_REST_S = 5.0
-RESTING_PERCENT = 10.0
+RESTS_BELOW_PERCENT = 10.0
 """A process that comes to rest or wakes is news, at most every five seconds; how busy it is drifts."""
 ENDPOINT_DRIFT_S = 10.0
 LOG_DRIFT_S = 5.0
@@ -158,7 +158,7 @@ def _kind(row: ProcessRow) -> tuple[object, ...]:
 
 
 def _rests(row: ProcessRow) -> bool:
-    return row.cpu_percent < RESTING_PERCENT
+    return row.cpu_percent < RESTS_BELOW_PERCENT
 
 
 def _server_kind(sample: EndpointSampled) -> tuple[object, ...]:

@@ -14,7 +14,7 @@ NETWORK_FILESYSTEMS = re.compile(
 )
 """File-system types of /proc/self/mountinfo. Most of FUSE is a network; the exceptions are local."""
 
-SOON_S = 24 * 3600.0
+FORECAST_S = 24 * 3600.0
 SHORTEST_TREND_S = 10.0
 BLOCK_BYTES = 64 << 20
 
@@ -61,7 +61,7 @@ def full_in_s(samples: Sequence[tuple[float, int]]) -> float | None:
     if end - start < SHORTEST_TREND_S or free_now >= free_before:
         return None
     left_s = free_now * (end - start) / (free_before - free_now)
-    return left_s if left_s <= SOON_S else None
+    return left_s if left_s <= FORECAST_S else None
 
 
 def reserve(path: Path, room_bytes: int) -> None:

@@ -8,9 +8,8 @@ from vllm_probes.model import EngineRates, SessionModel
 from vllm_probes.rows import EngineSample
 from vllm_tui.format import bar, duration, graph, latency, number, percent, plural, printable
 from vllm_tui.situation import Situation
-from vllm_tui.widgets.rows import Panel, joined, rule
+from vllm_tui.widgets.rows import LABEL_WIDTH, Panel, joined, rule
 
-LABEL_WIDTH = 14
 BAR_WIDTH = 16
 WIDE = 54
 SPAN_WIDTH = 12

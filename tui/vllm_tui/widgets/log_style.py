@@ -12,7 +12,7 @@ from textual.content import Content
 from vllm_probes.log.line import ParsedLine, parse_line
 from vllm_probes.log.rows import LogLine
 
-RANK_COLOURS = 8
+RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
 _HEAD = "$foreground 45%"
 _LEVEL_STYLES = {
     "warning": "$text-warning",
@@ -65,4 +65,4 @@ def process_style(process: str, rank: int | None) -> str:
     if process.startswith("EngineCore"):
         return "$engine-core"
     number = rank if rank is not None else zlib.crc32(process.encode())
-    return f"$rank-{number % RANK_COLOURS}"
+    return f"$rank-{number % len(RANK_COLOURS)}"

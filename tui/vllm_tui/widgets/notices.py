@@ -14,7 +14,7 @@ from vllm_tui.situation import Situation, lasted_s
 from vllm_tui.widgets.rows import Panel, hanging
 
 FEW_FREE_BYTES = 1 << 30
-SOON_S = 2 * 3600.0
+WARN_BELOW_S = 2 * 3600.0
 MAX_ROWS = 8
 _LOOKS = {
     "error": ("✖", "bold $text-error"),
@@ -148,7 +148,7 @@ def disk_notices(situation: Situation) -> Iterator[tuple[str, str]]:
     disk = situation.model.disk
     if disk is None:
         return
-    if disk.full_in_s is not None and disk.full_in_s < SOON_S:
+    if disk.full_in_s is not None and disk.full_in_s < WARN_BELOW_S:
         forecast = f"full in {duration(disk.full_in_s)} at this rate ({size(disk.free_bytes)} free)"
         yield "warning", f"The disk of this session fills up: {forecast}."
     elif disk.free_bytes < FEW_FREE_BYTES:

@@ -225,7 +225,7 @@ async def test_questions_count_requests(
     source = serving(script, tmp_path)
     source.play(script.endpoint(55, 4000, running_count, waiting_count))
     async with running(source, tmp_path) as (app, pilot):
-        await until(pilot, lambda: app.situation.model.endpoint_mono == START_MONO + 55)
+        await until(pilot, lambda: getattr(app.situation.model.endpoint, "mono", None) == START_MONO + 55)
         await pilot.press("x")
         await shows(app, pilot, "Stop vLLM?", sentence)
 

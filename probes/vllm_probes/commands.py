@@ -4,6 +4,8 @@ from typing import Literal, cast
 
 import msgspec
 
+from vllm_probes.events import DAMAGED
+
 PROTOCOL = 1
 OTHER_VERSION = "This session is kept by another version of vllm-tui: attach with that version."
 
@@ -50,7 +52,6 @@ class _Numbered(msgspec.Struct):
 AnyCommand = Hello | Stop | Relaunch | CaptureStacks
 
 _DECODER = msgspec.json.Decoder(AnyCommand)
-_DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(command: Command) -> bytes:
@@ -62,7 +63,7 @@ def decode(line: bytes) -> AnyCommand | None:
     """The command of one JSON line; None when this version does not know it."""
     try:
         return cast(AnyCommand, _DECODER.decode(line))
-    except _DAMAGED:
+    except DAMAGED:
         return None
 
 
@@ -70,5 +71,5 @@ def unknown(line: bytes) -> Command:
     """What can be said of a command that `decode` does not know: its id, 0 where even that is missing."""
     try:
         return Command(id=msgspec.json.decode(line, type=_Numbered).id)
-    except _DAMAGED:
+    except DAMAGED:
         return Command()

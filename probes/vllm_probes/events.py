@@ -328,6 +328,7 @@ AnyEvent = (
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER = msgspec.json.Decoder(AnyEvent)
+DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def encode(event: Event) -> bytes:
@@ -345,5 +346,5 @@ def decode(line: bytes) -> Event | None:
     """
     try:
         return cast(Event, _DECODER.decode(line))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an unknown `event` is a DecodeError
+    except DAMAGED:  # an unknown `event` is a DecodeError
         return None

@@ -4,7 +4,7 @@ Keeper, live view, `attach` and `replay` all build it the same way. No I/O, no c
 the time of the last event. Every list is bounded, so that a session of weeks stays as small as one of minutes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -105,7 +105,6 @@ class SessionModel(msgspec.Struct, kw_only=True):
     log: LogSampled | None = None
     disk: DiskSampled | None = None
     endpoint: EndpointSampled | None = None
-    endpoint_mono: float = 0.0
     rates: list[EngineRates] = []
     stacks: list[StacksCaptured] = []
     troubles: list[TroubleNoted] = []
@@ -161,20 +160,21 @@ def engine_rates(before: EndpointSampled, after: EndpointSampled) -> EngineRates
     return EngineRates(
         mono=after.mono,
         tokens_per_s=tokens / elapsed_s if tokens is not None and elapsed_s > 0 else None,
-        running=_total(after.engines, "running"),
-        waiting=_total(after.engines, "waiting"),
+        running=total(after.engines, "running"),
+        waiting=total(after.engines, "waiting"),
         ttft_s=_mean(before, after, "ttft"),
         tpot_s=_mean(before, after, "tpot"),
     )
 
 
-def _total(engines: list[EngineSample], field: str) -> float | None:
+def total(engines: Sequence[EngineSample], field: str) -> float | None:
+    """Over the engines that tell; None where none does."""
     values = [value for engine in engines if (value := getattr(engine, field)) is not None]
     return sum(values) if values else None
 
 
 def _increase(before: EndpointSampled, after: EndpointSampled, field: str) -> float | None:
-    old, new = _total(before.engines, field), _total(after.engines, field)
+    old, new = total(before.engines, field), total(after.engines, field)
     return new - old if old is not None and new is not None and new >= old else None
 
 
@@ -220,7 +220,7 @@ def _processes_sampled(model: SessionModel, event: ProcessesSampled) -> None:
 def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
     if model.endpoint and model.endpoint.engines and event.engines:
         model.rates = [*model.rates, engine_rates(model.endpoint, event)][-HISTORY_LENGTH:]
-    model.endpoint, model.endpoint_mono = event, event.mono
+    model.endpoint = event
     if (attempt := model.attempt) and (new := [one for one in event.own_clients if one not in attempt.own_clients]):
         attempt.own_clients = [*attempt.own_clients, *new][-OWN_CLIENTS_LENGTH:]
 

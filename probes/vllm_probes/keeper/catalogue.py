@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from vllm_probes.events import StateChanged, decode
+from vllm_probes.events import ENDED_STATES, StateChanged, decode
 from vllm_probes.keeper.folder import FolderError, Meta, SessionFolder, sessions
 from vllm_probes.sensors import tree
-from vllm_probes.sensors.shims import shim_alive
 
 TAIL_BYTES = 256 << 10
 
@@ -45,20 +44,16 @@ def rows() -> Iterator[SessionRow]:
 
 def own_pids() -> set[int]:
     """The shims of every session of this user on this boot, with everything below them."""
-    found: set[int] = set()
-    for folder in sessions():
-        for number in range(1, folder.attempt_count() + 1):
-            if (shim_pid := shim_alive(folder.attempt(number))) is not None:
-                found |= {shim_pid, *tree.descendants(shim_pid)}
-    return found
+    shim_pids = [pid for folder in sessions() for pid in folder.shim_pids()]
+    return {*shim_pids, *(pid for shim_pid in shim_pids for pid in tree.descendants(shim_pid))}
 
 
 def _row(folder: SessionFolder, meta: Meta) -> SessionRow:
     here, is_this_host = folder.on_this_boot(), meta.host == socket.gethostname()
     attempt = folder.attempt_count()
-    alive = here and any(shim_alive(folder.attempt(number)) for number in range(1, attempt + 1))
+    alive = here and any(folder.shim_pids())
     state = last_state(folder)
-    if is_this_host and not alive and state not in ("exited", "crashed") and not folder.has_keeper():
+    if is_this_host and not alive and state not in ENDED_STATES and not folder.has_keeper():
         state = "lost" if here or attempt else state
     return SessionRow(
         name=meta.name,

@@ -124,8 +124,14 @@ class SessionFolder:
 
     def is_over(self) -> bool:
         """Every attempt's command has ended, and nothing of its tree is left to run."""
-        prefixes = [log.with_suffix("") for log in self.path.glob("attempt-*.log")]
-        return all(prefix.with_suffix(".exit").exists() and shim_alive(prefix) is None for prefix in prefixes)
+        ended = all(log.with_suffix(".exit").exists() for log in self.path.glob("attempt-*.log"))
+        return ended and not any(self.shim_pids())
+
+    def shim_pids(self) -> Iterator[int]:
+        """The shims of its attempts that run."""
+        for log in self.path.glob("attempt-*.log"):
+            if (pid := shim_alive(log.with_suffix(""))) is not None:
+                yield pid
 
 
 def _is_ours(path: Path) -> bool:

@@ -100,7 +100,7 @@ class Keeper:
                 )
             )
         attempt = self._stream.model.attempt
-        replaced = attempt is not None and not attempt.over
+        replaced = self._tree_runs
         self._stream.publish(KeeperStarted(**self._stream.stamp(), pid=self._pid, replaced=replaced))
         if attempt is None:
             shim_pid = await child.launched_shim(self._folder.attempt(1))

@@ -29,7 +29,7 @@ class EndpointSensor:
         self._server: _Server | None = None
 
     async def sample(self, address: Address, stamp: Stamp) -> EndpointSampled:
-        """One look: two seconds at most, four when a server has just stopped to answer.
+        """One look: two seconds at most, four when a server has just stopped answering.
 
         Never raises: what went wrong is in `health` and `error`.
         `latency_s` is that of /metrics, or of /health where only that answered. `own_clients` are written as uvicorn

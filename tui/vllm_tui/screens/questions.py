@@ -6,12 +6,11 @@ from textual.content import Content
 
 from vllm_probes.launch.levers import Lever, blocked, load_levers, plan
 from vllm_probes.launch.spec import LaunchSpec
-from vllm_probes.model import AttemptModel, SessionModel
+from vllm_probes.model import AttemptModel, SessionModel, total
 from vllm_probes.rows import Change
 from vllm_tui.format import printable
 from vllm_tui.screens.dialog import Body, Choice, Question
 from vllm_tui.situation import Situation
-from vllm_tui.widgets.engine import total
 from vllm_tui.widgets.notices import subject
 from vllm_tui.widgets.rows import entry, hanging
 

@@ -1,10 +1,10 @@
 """What the server says about itself: health, requests, tokens a second, caches, latencies."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from textual.content import Content
 
-from vllm_probes.model import EngineRates, SessionModel
+from vllm_probes.model import EngineRates, SessionModel, total
 from vllm_probes.rows import EngineSample
 from vllm_tui.format import bar, duration, graph, latency, number, percent, plural, printable
 from vllm_tui.situation import Situation
@@ -123,17 +123,10 @@ def last_known(model: SessionModel, field: str) -> float | None:
     return next(known, None)
 
 
-def total(engines: Sequence[EngineSample], field: str) -> float | None:
-    return _combine(engines, field, sum)
-
-
 def mean(engines: Sequence[EngineSample], field: str) -> float | None:
-    return _combine(engines, field, lambda values: sum(values) / len(values))
-
-
-def _combine(engines: Sequence[EngineSample], field: str, combine: Callable[[list[float]], float]) -> float | None:
-    values = [value for engine in engines if (value := getattr(engine, field)) is not None]
-    return combine(values) if values else None
+    telling = [engine for engine in engines if getattr(engine, field) is not None]
+    known = total(telling, field)
+    return None if known is None else known / len(telling)
 
 
 def ratio(engines: Sequence[EngineSample], part: str, whole: str) -> float | None:

@@ -4,7 +4,7 @@ Keeper, live view, `attach` and `replay` all build it the same way. No I/O, no c
 the time of the last event. Every list is bounded, so that a session of weeks stays as small as one of minutes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -18,8 +18,13 @@ from vllm_probes.events import (
     Event,
     Exited,
     FileAppeared,
+    GateChanged,
+    GpuFaulted,
+    GpusSampled,
+    HostSampled,
     KeeperStarted,
     LeverChecked,
+    LimitChanged,
     LogRecorded,
     LogSampled,
     ModelRestored,
@@ -35,23 +40,13 @@ from vllm_probes.events import (
     TreeEnded,
     TroubleNoted,
 )
-from vllm_probes.rows import DebugSetting, EngineSample, ProcessRef, ProcessRow
+from vllm_probes.gpus import GpuModel
+from vllm_probes.rates import EngineRates, engine_rates
+from vllm_probes.rows import DebugSetting, ProcessRef, ProcessRow
 
 HISTORY_LENGTH = 240
 NOTES_LENGTH = 50
 OWN_CLIENTS_LENGTH = 1000
-
-
-class EngineRates(msgspec.Struct, kw_only=True):
-    """Rates between two looks at /metrics, summed over the engines. None: unknown."""
-
-    mono: float
-    tokens_per_s: float | None = None
-    running: float | None = None
-    waiting: float | None = None
-    ttft_s: float | None = None
-    """Mean over the requests that got their first token in between."""
-    tpot_s: float | None = None
 
 
 class AttemptModel(msgspec.Struct, kw_only=True):
@@ -72,6 +67,9 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     ended: CommandEnded | None = None
     tree_ended: TreeEnded | None = None
     exited: Exited | None = None
+    gate: GateChanged | None = None
+    """What the relaunch that follows this attempt waits for."""
+    limit: LimitChanged | None = None
     arrived: dict[str, LeverChecked] = {}
     """By lever id."""
     own_clients: list[str] = []
@@ -106,6 +104,8 @@ class SessionModel(msgspec.Struct, kw_only=True):
     disk: DiskSampled | None = None
     endpoint: EndpointSampled | None = None
     rates: list[EngineRates] = []
+    gpus: GpuModel = msgspec.field(default_factory=GpuModel)
+    host: HostSampled | None = None
     stacks: list[StacksCaptured] = []
     troubles: list[TroubleNoted] = []
     files: list[FileAppeared] = []
@@ -153,37 +153,6 @@ def snapshot(model: SessionModel) -> dict[str, Any]:
     return msgspec.to_builtins(model, str_keys=True)  # type: ignore[no-any-return]
 
 
-def engine_rates(before: EndpointSampled, after: EndpointSampled) -> EngineRates:
-    """What happened between two looks; a counter that fell (a restarted server) gives None."""
-    elapsed_s = after.mono - before.mono
-    tokens = _increase(before, after, "generation_tokens")
-    return EngineRates(
-        mono=after.mono,
-        tokens_per_s=tokens / elapsed_s if tokens is not None and elapsed_s > 0 else None,
-        running=total(after.engines, "running"),
-        waiting=total(after.engines, "waiting"),
-        ttft_s=_mean(before, after, "ttft"),
-        tpot_s=_mean(before, after, "tpot"),
-    )
-
-
-def total(engines: Sequence[EngineSample], field: str) -> float | None:
-    """Over the engines that tell; None where none does."""
-    values = [value for engine in engines if (value := getattr(engine, field)) is not None]
-    return sum(values) if values else None
-
-
-def _increase(before: EndpointSampled, after: EndpointSampled, field: str) -> float | None:
-    old, new = total(before.engines, field), total(after.engines, field)
-    return new - old if old is not None and new is not None and new >= old else None
-
-
-def _mean(before: EndpointSampled, after: EndpointSampled, histogram: str) -> float | None:
-    count = _increase(before, after, f"{histogram}_count")
-    sum_s = _increase(before, after, f"{histogram}_sum_s")
-    return sum_s / count if count and sum_s is not None else None
-
-
 # --- one handler per event ------------------------------------------------------------------------------------------
 
 
@@ -223,6 +192,14 @@ def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
     model.endpoint = event
     if (attempt := model.attempt) and (new := [one for one in event.own_clients if one not in attempt.own_clients]):
         attempt.own_clients = [*attempt.own_clients, *new][-OWN_CLIENTS_LENGTH:]
+
+
+def _gpus_sampled(model: SessionModel, event: GpusSampled) -> None:
+    model.gpus.apply(event)
+
+
+def _gpu_faulted(model: SessionModel, event: GpuFaulted) -> None:
+    model.gpus.fault(event)
 
 
 def _signal_sent(model: SessionModel, event: SignalSent) -> None:
@@ -279,6 +256,11 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     LogRecorded: _log_recorded,
     ProcessesSampled: _processes_sampled,
     EndpointSampled: _endpoint_sampled,
+    GpusSampled: _gpus_sampled,
+    GpuFaulted: _gpu_faulted,
+    HostSampled: _keep("host"),
+    GateChanged: _keep_on_attempt("gate"),
+    LimitChanged: _keep_on_attempt("limit"),
     DiskSampled: _keep("disk"),
     StacksCaptured: _append("stacks"),
     LeverChecked: _lever_checked,

@@ -55,6 +55,52 @@ class ProcessRow(Row, frozen=True, kw_only=True):
     thread_count: int = 0
     foreign: bool = False
     """Found by title, not a descendant of ours (docker, srun, ray): never signalled."""
+    visible_devices: str | None = None
+    """CUDA_VISIBLE_DEVICES that it was started with; None: not set, or not known."""
+
+
+class GpuCard(Row, frozen=True, kw_only=True):
+    """One GPU as the driver describes it: what hardly ever changes."""
+
+    index: int
+    """NVML's, which counts every GPU of the host in the order of its bus, whatever CUDA_VISIBLE_DEVICES says."""
+    uuid: str | None = None
+    name: str | None = None
+    bus_id: str | None = None
+    total_bytes: int | None = None
+    power_limit_w: float | None = None
+    mig: bool = False
+    """Cut into instances, which are not looked at one by one."""
+
+
+class GpuProcess(Row, frozen=True, kw_only=True):
+    """A process that has memory of a GPU."""
+
+    pid: int
+    """As the driver says: of another pid namespace where we are in a container."""
+    used_bytes: int | None = None
+    process: str | None = None
+    """Its name, where it is none of this run and can be seen."""
+    user: str | None = None
+
+
+class GpuRow(Row, frozen=True, kw_only=True):
+    """How one GPU is. None: the driver does not tell."""
+
+    index: int
+    used_bytes: int | None = None
+    busy_percent: float | None = None
+    """Share of the last sample period (up to 1 s) in which any kernel ran: one that only spins counts as busy."""
+    memory_busy_percent: float | None = None
+    """Share of it in which memory was read or written."""
+    power_w: float | None = None
+    temperature_c: float | None = None
+    sm_clock_mhz: float | None = None
+    throttle: list[str] = []
+    """Why its clocks are lower than they could be: `power cap`, `hot`, …; an idle GPU has none."""
+    processes: list[GpuProcess] | None = None
+    error: str | None = None
+    """Why it does not answer, such as `GPU is lost`: everything else is unknown then."""
 
 
 class EngineSample(Row, frozen=True, kw_only=True):
@@ -78,6 +124,44 @@ class EngineSample(Row, frozen=True, kw_only=True):
     tpot_count: float | None = None
     tpot_sum_s: float | None = None
     awake: bool | None = None
+
+
+class LatencyWindow(Row, frozen=True, kw_only=True):
+    """Quantiles of one latency over the requests of the last minute, from the buckets of its histogram."""
+
+    name: Literal["ttft", "tpot", "queue", "prefill", "e2e"]
+    count: float
+    """How many were measured."""
+    p50_s: float | None = None
+    p90_s: float | None = None
+    p99_s: float | None = None
+
+
+class Evidence(Row, frozen=True, kw_only=True):
+    """One reason for a conclusion: what was looked at, and what it was."""
+
+    signal: str
+    value: str
+    since: float | None = None
+    """Unix seconds."""
+    file: str | None = None
+    """Relative to the session folder: what shows it."""
+
+
+class Hold(Row, frozen=True, kw_only=True):
+    """Something that a relaunch would meet: a process that has not ended, GPU memory that is not back, a taken port."""
+
+    kind: Literal["process", "gpu_memory", "port"]
+    what: str
+    """`GPU 3: 61.2G more than before`, `port 8000`."""
+    pid: int | None = None
+    """Who holds it; None: nobody that we can see."""
+    process: str | None = None
+    user: str | None = None
+    session: str | None = None
+    """The session of this user that started the holder: its own can be ended by a key."""
+    hint: str | None = None
+    """The line to copy where we may not end it."""
 
 
 class StackFile(Row, frozen=True, kw_only=True):

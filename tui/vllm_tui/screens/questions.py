@@ -6,7 +6,8 @@ from textual.content import Content
 
 from vllm_probes.launch.levers import Lever, blocked, load_levers, plan
 from vllm_probes.launch.spec import LaunchSpec
-from vllm_probes.model import AttemptModel, SessionModel, total
+from vllm_probes.model import AttemptModel, SessionModel
+from vllm_probes.rates import total
 from vllm_probes.rows import Change
 from vllm_tui.format import printable
 from vllm_tui.screens.dialog import Body, Choice, Question

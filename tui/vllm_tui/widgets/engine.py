@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from vllm_probes.model import EngineRates, SessionModel, total
+from vllm_probes.model import SessionModel
+from vllm_probes.rates import EngineRates, total
 from vllm_probes.rows import EngineSample
 from vllm_tui.format import bar, duration, graph, latency, number, percent, plural, printable
 from vllm_tui.situation import Situation

@@ -1,83 +1,21 @@
-"""Every fact and every conclusion of a session: one frozen struct each, one JSON line each.
+"""What a sensor saw or the keeper did: only these feed judges."""
 
-A line of ``events.jsonl``, of the control socket and of ``run --headless`` is one of these, told apart by its field
-``event``. Observations (what a sensor saw) feed the judges; conclusions (what a judge made of them) never do, so a
-recording without its conclusions can be judged again. Nothing here reads a clock, a file or a process.
-"""
+from typing import Literal
 
-import json
-from typing import Any, Literal, TypedDict, cast
-
-import msgspec
-
+from vllm_probes.events.base import Health, Observation
 from vllm_probes.rows import (
     Change,
     DebugSetting,
     EngineSample,
-    Finding,
+    GpuCard,
+    GpuRow,
+    Hold,
+    LatencyWindow,
     Level,
     ProcessRef,
     ProcessRow,
     StackFile,
 )
-
-SCHEMA = 1
-
-State = Literal[
-    "starting",
-    "running",
-    "downloading",
-    "loading",
-    "compiling",
-    "warming_up",
-    "idle",
-    "serving",
-    "sleeping",
-    "stopping",
-    "exited",
-    "crashed",
-]
-ENDED_STATES: frozenset[State] = frozenset(("exited", "crashed"))
-SERVER_STATES: frozenset[State] = frozenset(("idle", "serving", "sleeping"))
-
-
-Health = Literal["ok", "unhealthy", "refused", "timeout", "unreachable"]
-
-
-class Stamp(TypedDict):
-    """The fields that every line has; `mono` is CLOCK_MONOTONIC and the only one that intervals may use."""
-
-    time: float
-    mono: float
-    node: str
-    attempt: int
-
-
-def _snake_case(name: str) -> str:
-    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
-
-
-class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=_snake_case):
-    """The envelope of every line. `attempt` is 0 before the first launch, then counts launches from 1."""
-
-    time: float
-    """Unix seconds."""
-    mono: float
-    """CLOCK_MONOTONIC seconds of `node`."""
-    node: str
-    """Host name."""
-    attempt: int
-
-
-class Observation(Event, frozen=True, kw_only=True):
-    """Something a sensor saw or the keeper did. Only these feed judges."""
-
-
-class Conclusion(Event, frozen=True, kw_only=True):
-    """Something a judge made of observations. Can be thrown away and recomputed."""
-
-
-# --- observations ---------------------------------------------------------------------------------------------------
 
 
 class SessionStarted(Observation, frozen=True, kw_only=True):
@@ -166,7 +104,82 @@ class EndpointSampled(Observation, frozen=True, kw_only=True):
     own_clients: list[str] = []
     """`ip:port` of our own connections: their access lines are not the user's."""
     engines: list[EngineSample] = []
+    latencies: list[LatencyWindow] = []
+    """Over the requests of the last minute, all engines together."""
     error: str | None = None
+
+
+class GpusSampled(Observation, frozen=True, kw_only=True):
+    """What differs of the GPUs since the last one, or that the driver does not answer."""
+
+    status: Literal["ok", "absent", "failed", "silent"] = "ok"
+    """`absent`: this host has no NVIDIA driver; `failed`: it has one that cannot be used; `silent`: no answer comes."""
+    reason: str | None = None
+    """Unless `ok`: a sentence."""
+    answered_mono: float | None = None
+    """While `silent`: when the driver last answered; None: it never did."""
+    driver: str | None = None
+    cuda: str | None = None
+    """Versions: of the driver, and the newest CUDA that it can run."""
+    cards: list[GpuCard] = []
+    rows: list[GpuRow] = []
+
+
+class GpuFaulted(Observation, frozen=True, kw_only=True):
+    """The driver reported an Xid."""
+
+    index: int
+    xid: int
+    meaning: str | None = None
+    """In a few words; None: not a known one."""
+
+
+class HostSampled(Observation, frozen=True, kw_only=True):
+    """The host, and the limits that this run has on it. None: this host does not tell."""
+
+    cpu_percent: float | None = None
+    """Of all cores, since the sample before."""
+    core_count: int | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    swap_total_bytes: int | None = None
+    swap_bytes_per_s: float | None = None
+    """Read from and written to swap together."""
+    cpu_pressure_percent: float | None = None
+    """PSI, `some`, of the last 10 s: how much of the time something waited for it."""
+    memory_pressure_percent: float | None = None
+    io_pressure_percent: float | None = None
+    shm_used_bytes: int | None = None
+    shm_total_bytes: int | None = None
+    disk_read_bytes_per_s: float | None = None
+    disk_write_bytes_per_s: float | None = None
+    network_receive_bytes_per_s: float | None = None
+    network_send_bytes_per_s: float | None = None
+    cgroup_memory_bytes: int | None = None
+    cgroup_memory_limit_bytes: int | None = None
+    cgroup_cpu_limit: float | None = None
+    """Cores."""
+    cgroup_throttled_percent: float | None = None
+    """Of the time since the sample before."""
+    oom_kill_count: int | None = None
+    """Since the cgroup was made."""
+    model_path: str | None = None
+    model_filesystem: str | None = None
+    """Its type, as /proc/self/mountinfo has it."""
+    model_is_remote: bool = False
+    """On a file system that a network carries."""
+    model_read_bytes_per_s: float | None = None
+    """Read by the run's own processes."""
+    download_bytes: int | None = None
+    """Bytes of the hub's incomplete files; None: none is there."""
+    download_bytes_per_s: float | None = None
+
+
+class GateChanged(Observation, frozen=True, kw_only=True):
+    """What a relaunch still waits for; nothing left: it goes on, or was called off."""
+
+    holds: list[Hold] = []
 
 
 class DiskSampled(Observation, frozen=True, kw_only=True):
@@ -248,103 +261,3 @@ class TroubleNoted(Observation, frozen=True, kw_only=True):
     hint: str
     """What to do, or what it means: another one."""
     severity: Literal["info", "warning", "error"] = "warning"
-
-
-# --- conclusions ----------------------------------------------------------------------------------------------------
-
-
-class StateChanged(Conclusion, frozen=True, kw_only=True):
-    state: State
-    reason: str | None = None
-    """In a few words, where the state alone does not tell."""
-
-
-class PhaseChanged(Conclusion, frozen=True, kw_only=True):
-    """A step of the start-up, from the log."""
-
-    phase: str
-    label: str
-    line_number: int
-
-
-class ProgressChanged(Conclusion, frozen=True, kw_only=True):
-    """Progress that vLLM printed itself."""
-
-    label: str
-    done: float
-    total: float
-    eta: str | None = None
-
-
-class Exited(Conclusion, frozen=True, kw_only=True):
-    """The end of an attempt, root cause first."""
-
-    code: int | None
-    signal: int | None
-    findings: list[Finding] = []
-
-
-# --- lines that are sent but never recorded -------------------------------------------------------------------------
-
-
-class ModelRestored(Event, frozen=True, kw_only=True):
-    """What a view gets first: the whole model (`vllm_probes.model.SessionModel`) as plain data."""
-
-    model: dict[str, Any]
-
-
-class CommandAnswered(Event, frozen=True, kw_only=True):
-    """The keeper's answer to one command of this view."""
-
-    id: int
-    ok: bool
-    message: str = ""
-
-
-AnyEvent = (
-    SessionStarted
-    | KeeperStarted
-    | AttemptStarted
-    | LogSampled
-    | LogRecorded
-    | ProcessesSampled
-    | EndpointSampled
-    | DiskSampled
-    | StacksCaptured
-    | LeverChecked
-    | FileAppeared
-    | StopRequested
-    | SignalSent
-    | CommandEnded
-    | TreeEnded
-    | TroubleNoted
-    | StateChanged
-    | PhaseChanged
-    | ProgressChanged
-    | Exited
-    | ModelRestored
-    | CommandAnswered
-)
-
-_ENCODER = msgspec.json.Encoder()
-_DECODER = msgspec.json.Decoder(AnyEvent)
-DAMAGED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def encode(event: Event) -> bytes:
-    """The event as one JSON line, newline included. Bytes of names and paths that are no UTF-8 become `?`."""
-    try:
-        return _ENCODER.encode(event) + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(msgspec.to_builtins(event), ensure_ascii=False).encode(errors="replace") + b"\n"
-
-
-def decode(line: bytes) -> Event | None:
-    """The event of one JSON line; None for a line that this version does not know or that is damaged.
-
-    Unknown fields are skipped. The caller counts the Nones.
-    """
-    try:
-        return cast(Event, _DECODER.decode(line))
-    except DAMAGED:  # an unknown `event` is a DecodeError
-        return None

@@ -1,0 +1,96 @@
+"""Every fact and every conclusion of a session: one frozen struct each, one JSON line each.
+
+A line of ``events.jsonl``, of the control socket and of ``run --headless`` is one of these, told apart by its field
+``event``. Observations (what a sensor saw) feed the judges; conclusions (what a judge made of them) never do, so a
+recording without its conclusions can be judged again. Nothing here reads a clock, a file or a process.
+"""
+
+from vllm_probes.events.base import (
+    ENDED_STATES,
+    SCHEMA,
+    SERVER_STATES,
+    Conclusion,
+    Event,
+    Health,
+    Observation,
+    Stamp,
+    State,
+)
+from vllm_probes.events.conclusions import (
+    Exited,
+    LimitChanged,
+    PhaseChanged,
+    ProgressChanged,
+    StateChanged,
+)
+from vllm_probes.events.observations import (
+    AttemptStarted,
+    CommandEnded,
+    DiskSampled,
+    EndpointSampled,
+    FileAppeared,
+    GateChanged,
+    GpuFaulted,
+    GpusSampled,
+    HostSampled,
+    KeeperStarted,
+    LeverChecked,
+    LogRecorded,
+    LogSampled,
+    ProcessesSampled,
+    SessionStarted,
+    SignalSent,
+    StacksCaptured,
+    StopRequested,
+    TreeEnded,
+    TroubleNoted,
+)
+from vllm_probes.events.wire import (
+    DAMAGED,
+    CommandAnswered,
+    ModelRestored,
+    decode,
+    encode,
+)
+
+__all__ = [
+    "DAMAGED",
+    "ENDED_STATES",
+    "SCHEMA",
+    "SERVER_STATES",
+    "AttemptStarted",
+    "CommandAnswered",
+    "CommandEnded",
+    "Conclusion",
+    "DiskSampled",
+    "EndpointSampled",
+    "Event",
+    "Exited",
+    "FileAppeared",
+    "GateChanged",
+    "GpuFaulted",
+    "GpusSampled",
+    "Health",
+    "HostSampled",
+    "KeeperStarted",
+    "LeverChecked",
+    "LimitChanged",
+    "LogRecorded",
+    "LogSampled",
+    "ModelRestored",
+    "Observation",
+    "PhaseChanged",
+    "ProcessesSampled",
+    "ProgressChanged",
+    "SessionStarted",
+    "SignalSent",
+    "StacksCaptured",
+    "Stamp",
+    "State",
+    "StateChanged",
+    "StopRequested",
+    "TreeEnded",
+    "TroubleNoted",
+    "decode",
+    "encode",
+]

@@ -1,0 +1,45 @@
+"""What a judge made of observations: can be thrown away and recomputed."""
+
+from vllm_probes.events.base import Conclusion, State
+from vllm_probes.rows import Evidence, Finding
+
+
+class StateChanged(Conclusion, frozen=True, kw_only=True):
+    state: State
+    reason: str | None = None
+    """In a few words, where the state alone does not tell."""
+
+
+class PhaseChanged(Conclusion, frozen=True, kw_only=True):
+    """A step of the start-up, from the log."""
+
+    phase: str
+    label: str
+    line_number: int
+
+
+class ProgressChanged(Conclusion, frozen=True, kw_only=True):
+    """Progress that vLLM printed itself."""
+
+    label: str
+    done: float
+    total: float
+    eta: str | None = None
+
+
+class Exited(Conclusion, frozen=True, kw_only=True):
+    """The end of an attempt, root cause first."""
+
+    code: int | None
+    signal: int | None
+    findings: list[Finding] = []
+
+
+class LimitChanged(Conclusion, frozen=True, kw_only=True):
+    """What keeps a serving run from being faster; never more than a hint."""
+
+    limit: str | None
+    """Name of the limit; None: nothing stands out."""
+    summary: str = ""
+    """One sentence."""
+    evidence: list[Evidence] = []

@@ -18,7 +18,7 @@ from vllm_probes.events import CommandAnswered, Event, LogSampled, ModelRestored
 from vllm_probes.keeper.attempts import first_attempt, start_keeper
 from vllm_probes.keeper.client import Client, connect
 from vllm_probes.keeper.control import MAX_BACKLOG_BYTES, ControlServer, short_path
-from vllm_probes.keeper.folder import KeeperError, SessionFolder, create
+from vllm_probes.keeper.folder import KeeperError, Launch, SessionFolder, create
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.model import SessionModel, restore, snapshot
 from vllm_tui.live import LiveSource
@@ -32,7 +32,7 @@ def session(state_home: Path, spawned: Spawn) -> SessionFolder:
     """A command that runs, and its keeper."""
     argv = ["sh", "-c", "echo ready; exec sleep 100"]
     spec = LaunchSpec(argv=argv, env=dict(os.environ), cwd="/")
-    folder = create(spec=spec, command=argv, name="kept", levers=[], bare=False)
+    folder = create(Launch(spec=spec), command=argv, name="kept")
     first_attempt(folder, folder.launch()).start()
     start_keeper(folder)
     return folder

@@ -17,7 +17,7 @@ SPEC = LaunchSpec(argv=["sleep", "1"], env={"A_TOKEN": "secret"}, cwd="/")
 
 
 def create(name: str | None = None) -> SessionFolder:
-    return folders.create(spec=SPEC, command=["sleep", "1"], name=name, levers=[], bare=False)
+    return folders.create(folders.Launch(spec=SPEC), command=["sleep", "1"], name=name)
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +157,6 @@ def test_a_tree_that_outlives_its_command_keeps_its_session(
 def test_arguments_that_are_no_utf8_come_back_as_they_were() -> None:
     word = os.fsdecode(b"a\xffb")
     spec = LaunchSpec(argv=["echo", word], env={"FOO": word}, cwd=f"/{word}")
-    folder = folders.create(spec=spec, command=["echo", word], name="bytes", levers=[], bare=False)
+    folder = folders.create(folders.Launch(spec=spec), command=["echo", word], name="bytes")
     assert folder.launch().spec == spec
     assert (folder.meta().command, folder.meta().cwd) == (["echo", "a?b"], "/a?b")

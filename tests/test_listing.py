@@ -28,7 +28,7 @@ def _own_state(state_home: Path) -> None:
 def session(name: str, script: str) -> SessionFolder:
     argv = ["bash", "-c", script]
     spec = LaunchSpec(argv=argv, env=dict(os.environ), cwd="/")
-    return folders.create(spec=spec, command=argv, name=name, levers=[], bare=False)
+    return folders.create(folders.Launch(spec=spec), command=argv, name=name)
 
 
 @pytest.fixture

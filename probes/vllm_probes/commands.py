@@ -45,11 +45,19 @@ class CaptureStacks(Command, frozen=True, kw_only=True, tag="capture_stacks"):
     """Stacks of every process, now."""
 
 
+class StartNow(Command, frozen=True, kw_only=True, tag="start_now"):
+    """Let a relaunch that waits wait no longer."""
+
+
+class EndHolders(Command, frozen=True, kw_only=True, tag="end_holders"):
+    """End the processes of this user's other sessions that hold a relaunch up."""
+
+
 class _Numbered(msgspec.Struct):
     id: int = 0
 
 
-AnyCommand = Hello | Stop | Relaunch | CaptureStacks
+AnyCommand = Hello | Stop | Relaunch | StartNow | EndHolders | CaptureStacks
 
 _DECODER = msgspec.json.Decoder(AnyCommand)
 

@@ -4,7 +4,7 @@ Keeper, live view, `attach` and `replay` all build it the same way. No I/O, no c
 the time of the last event. Every list is bounded, so that a session of weeks stays as small as one of minutes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -42,7 +42,7 @@ from vllm_probes.events import (
 )
 from vllm_probes.gpus import GpuModel
 from vllm_probes.rates import EngineRates, engine_rates
-from vllm_probes.rows import DebugSetting, ProcessRef, ProcessRow
+from vllm_probes.rows import DebugSetting, GpuRow, ProcessRef, ProcessRow
 
 HISTORY_LENGTH = 240
 NOTES_LENGTH = 50
@@ -70,6 +70,8 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     gate: GateChanged | None = None
     """What the relaunch that follows this attempt waits for."""
     limit: LimitChanged | None = None
+    gpu_before_bytes: dict[int, int] = {}
+    """What each GPU had in use when this attempt began, by index."""
     arrived: dict[str, LeverChecked] = {}
     """By lever id."""
     own_clients: list[str] = []
@@ -168,6 +170,7 @@ def _attempt_started(model: SessionModel, event: AttemptStarted) -> None:
         started_mono=event.mono,
         launch=event,
         state_since_mono=event.mono,
+        gpu_before_bytes=_used_bytes(model.gpus.rows.values()),
     )
     model.attempts = [*model.attempts, attempt][-NOTES_LENGTH:]
     model.processes, model.rates, model.alarms = {}, [], []
@@ -188,6 +191,8 @@ def _processes_sampled(model: SessionModel, event: ProcessesSampled) -> None:
 
 def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
     if model.endpoint and model.endpoint.engines and event.engines:
+        for shown in model.rates[-1:]:
+            shown.engines = {}  # only the latest ones are shown engine by engine
         model.rates = [*model.rates, engine_rates(model.endpoint, event)][-HISTORY_LENGTH:]
     model.endpoint = event
     if (attempt := model.attempt) and (new := [one for one in event.own_clients if one not in attempt.own_clients]):
@@ -196,6 +201,12 @@ def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
 
 def _gpus_sampled(model: SessionModel, event: GpusSampled) -> None:
     model.gpus.apply(event)
+    if attempt := model.attempt:
+        attempt.gpu_before_bytes = _used_bytes(event.rows) | attempt.gpu_before_bytes
+
+
+def _used_bytes(rows: Iterable[GpuRow]) -> dict[int, int]:
+    return {row.index: row.used_bytes for row in rows if row.used_bytes is not None}
 
 
 def _gpu_faulted(model: SessionModel, event: GpuFaulted) -> None:

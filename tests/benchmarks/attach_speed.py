@@ -28,8 +28,9 @@ from vllm_probes.events import (
     StateChanged,
     TreeEnded,
 )
-from vllm_probes.keeper.folder import Meta, SessionFolder, boot_id, create
-from vllm_probes.keeper.recording import Recorder, SampleFilter
+from vllm_probes.keeper.folder import Launch, Meta, SessionFolder, boot_id, create
+from vllm_probes.keeper.recording import Recorder
+from vllm_probes.keeper.sample_filter import SampleFilter
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.rows import EngineSample, ProcessRow
 from vllm_probes.sensors.processes import difference
@@ -118,7 +119,7 @@ def main() -> None:
     with own_state() as environment:
         os.environ["XDG_STATE_HOME"] = environment["XDG_STATE_HOME"]
         spec = LaunchSpec(argv=["vllm"], env={}, cwd="/")
-        size_bytes = write_day(create(spec=spec, command=["vllm"], name="day", levers=[], bare=False))
+        size_bytes = write_day(create(Launch(spec=spec), command=["vllm"], name="day"))
         print(
             f"events.jsonl of a day, 12 processes that never rest: {size_bytes / 1e6:.1f} MB (goal 20, GPUs included)"
         )

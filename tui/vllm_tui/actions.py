@@ -29,12 +29,16 @@ def may_send(situation: Situation) -> str | None:
 
 
 def may_stop(situation: Situation) -> str | None:
+    return may_send(situation) or (None if situation.alive or situation.holds else "Nothing runs any more.")
+
+
+def may_capture(situation: Situation) -> str | None:
     return may_send(situation) or (None if situation.alive else "Nothing runs any more.")
 
 
 def may_show_stacks(situation: Situation) -> str | None:
     """New ones can be taken, or there are earlier ones."""
-    return None if situation.model.stacks else may_stop(situation)
+    return None if situation.model.stacks else may_capture(situation)
 
 
 def may_pull(lever: str) -> Reason:
@@ -42,7 +46,8 @@ def may_pull(lever: str) -> Reason:
 
     def reason(situation: Situation) -> str | None:
         blocked = None if lever in situation.levers else situation.blocked_levers.get(lever)
-        return may_send(situation) or blocked
+        waits = "It waits to be started again: R starts it now, x calls that off." if situation.holds else None
+        return may_send(situation) or waits or blocked
 
     return reason
 
@@ -107,11 +112,13 @@ ACTIONS: tuple[Action, ...] = (
            "Relaunch: launch-blocking"),
     Action("coredump", "c", "coredump", "relaunch so that a GPU exception dumps core; again: without it",
            "vLLM", "app.toggle_lever('coredump')", 7, may_pull("coredump"), "Relaunch: coredump"),
-    Action("again", "R", "again", "relaunch with the same levers",
+    Action("again", "R", "again",
+           "relaunch with the same levers; while that waits: start it now, or end what holds it up",
            "vLLM", "app.relaunch_same", 4, may_send, "Relaunch: the same again"),
     Action("clean", "0", "clean", "relaunch as typed: without levers and inherited debug variables",
            "vLLM", "app.relaunch_clean", 12, may_send, "Relaunch: clean"),
-    Action("stop", "x", "stop", "stop vLLM with all its processes; again while it stops: kill it",
+    Action("stop", "x", "stop",
+           "stop vLLM with all its processes; again while it stops: kill it; while a relaunch waits: call it off",
            "vLLM", "app.stop", 8, may_stop),
     Action("search", "slash", "search", "search the log for text",
            "Log", "screen.search", 9),
@@ -143,13 +150,13 @@ ACTIONS: tuple[Action, ...] = (
     Action("details", "D", "details", "command, debug settings with their cost, attempts, troubles",
            "Screen", "app.show_details", 16),
     Action("pause", "space", "pause", "pause the recording, or go on",
-           "Replay", "app.replay_pause", 3, replays),
+           "Replay", "app.replay('toggle_pause')", 3, replays),
     Action("step", "full_stop", "step", "pause and play one moment",
-           "Replay", "app.replay_step", 4, replays),
+           "Replay", "app.replay('step')", 4, replays),
     Action("slower", "less_than_sign", "slower", "play at half the speed",
-           "Replay", "app.replay_speed(0.5)", 5, replays),
+           "Replay", "app.replay('change_speed', 0.5)", 5, replays),
     Action("faster", "greater_than_sign", "faster", "play at twice the speed",
-           "Replay", "app.replay_speed(2.0)", 6, replays),
+           "Replay", "app.replay('change_speed', 2.0)", 6, replays),
     Action("palette", "ctrl+p", "commands", "every command by name, and the theme",
            "Screen", "app.command_palette", 18),
     Action("detach", "d", "detach", "leave the screen and let vLLM run; vllm-tui attach comes back",
@@ -178,6 +185,14 @@ def in_group(group: Group, situation: Situation) -> Iterator[Action]:
     """The actions of one group; those of a recording only where one is played."""
     if group != "Replay" or situation.pace:
         yield from (action for action in ACTIONS if action.group == group)
+
+
+def palette(situation: Situation) -> Iterator[tuple[Action, str]]:
+    """Every action with its help, and why it cannot be done now."""
+    for group in GROUPS:
+        for action in in_group(group, situation):
+            reason = action.reason(situation)
+            yield action, f"{action.key_label}: {action.help}" + (f" — not now: {reason}" if reason else "")
 
 
 def key_bar(situation: Situation, width: int) -> Sequence[Action]:

@@ -14,7 +14,7 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vllm_probes.commands import CaptureStacks, Command, Relaunch, Stop
+from vllm_probes.commands import CaptureStacks, Command, EndHolders, Relaunch, StartNow, Stop
 from vllm_probes.events import AttemptStarted, Event, ModelRestored
 from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
@@ -205,15 +205,9 @@ class VllmTui(App[AppResult]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every action by its name, and Textual's theme."""
-        situation = self.situation
-        for action in actions.ACTIONS:
-            if action.group != "Replay" or situation.pace:
-                reason = action.reason(situation)
-                yield SystemCommand(
-                    action.title or action.label.capitalize(),
-                    f"{action.key_label}: {action.help}" + (f" — not now: {reason}" if reason else ""),
-                    partial(self.action_perform, action.id),
-                )
+        for action, explained in actions.palette(self.situation):
+            name = action.title or action.label.capitalize()
+            yield SystemCommand(name, explained, partial(self.action_perform, action.id))
         yield SystemCommand("Theme", "choose other colours", self.action_change_theme)
         yield SystemCommand("Screenshot", "save the screen as an SVG file", self.deliver_screenshot)
 
@@ -230,7 +224,7 @@ class VllmTui(App[AppResult]):
         from vllm_tui.screens.stacks import StacksPage
 
         page = self.screen if isinstance(self.screen, StacksPage) else StacksPage(self.situation, self._folder)
-        reason = actions.may_stop(self.situation)
+        reason = actions.may_capture(self.situation)
         if page is not self.screen:
             self.push_screen(page)
         elif reason:
@@ -252,7 +246,16 @@ class VllmTui(App[AppResult]):
             self._relaunch([*levers, lever])
 
     def action_relaunch_same(self) -> None:
-        self._relaunch(self.situation.levers)
+        if self.situation.holds:
+            self._start_now()
+        else:
+            self._relaunch(self.situation.levers)
+
+    @work(exclusive=True, group="question")
+    async def _start_now(self) -> None:
+        answer = await self._ask(questions.start_now(self.situation))
+        if answer:
+            self._send(EndHolders() if answer == "end" else StartNow())
 
     def action_relaunch_clean(self) -> None:
         self._relaunch([], clean=True)
@@ -296,7 +299,7 @@ class VllmTui(App[AppResult]):
         situation = self.situation
         if situation.connection == "lost":
             self._leave("keeper_lost")
-        elif not situation.alive or situation.connection == "recording":
+        elif situation.connection == "recording" or not (situation.alive or situation.holds):
             self._leave("ended")
         elif answer := await self._ask(questions.leave(situation)):
             if answer == "leave":
@@ -332,17 +335,7 @@ class VllmTui(App[AppResult]):
 
     # --- recordings -----------------------------------------------------------------------------------------------
 
-    def action_replay_pause(self) -> None:
+    def action_replay(self, control: Literal["toggle_pause", "step", "change_speed"], *arguments: float) -> None:
         if self._replay:
-            self._replay.toggle_pause()
-            self._dirty = True
-
-    def action_replay_step(self) -> None:
-        if self._replay:
-            self._replay.step()
-            self._dirty = True
-
-    def action_replay_speed(self, factor: float) -> None:
-        if self._replay:
-            self._replay.change_speed(factor)
+            getattr(self._replay, control)(*arguments)
             self._dirty = True

@@ -186,7 +186,7 @@ def _need_attachable(folder: "SessionFolder") -> None:
 def _launch(command: list[str], name: str | None, levers: list[str], bare: bool) -> "SessionFolder":
     """Start the command, then the keeper that watches it: vLLM waits for nothing of ours."""
     from vllm_probes.keeper.attempts import first_attempt, start_keeper
-    from vllm_probes.keeper.folder import FolderError, create
+    from vllm_probes.keeper.folder import FolderError, Launch, create
     from vllm_probes.launch.levers import LeverError
     from vllm_probes.launch.redact import redact_argv
     from vllm_probes.launch.spec import LaunchSpec
@@ -195,11 +195,12 @@ def _launch(command: list[str], name: str | None, levers: list[str], bare: bool)
     spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=_current_folder())
     if levers:
         _need_levers(levers, spec)
+    launch = Launch(spec=spec, levers=levers, bare=bare)
     # Held back until a view can make a stop of them: a command that is just being launched must not be left alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
-        folder = create(spec=spec, command=redact_argv(command), name=name, levers=levers, bare=bare)
-        first_attempt(folder, folder.launch()).start()
+        folder = create(launch, command=redact_argv(command), name=name)
+        first_attempt(folder, launch).start()
         start_keeper(folder)
     except (FolderError, LeverError) as error:
         raise CliError(str(error)) from None

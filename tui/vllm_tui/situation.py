@@ -6,7 +6,7 @@ from typing import Literal
 
 from vllm_probes.events import CommandEnded
 from vllm_probes.model import AttemptModel, SessionModel
-from vllm_probes.rows import ProcessRef
+from vllm_probes.rows import Hold, ProcessRef
 
 Connection = Literal["waiting", "live", "lost", "recording"]
 
@@ -59,6 +59,11 @@ class Situation:
         return self.alive and self.attempt is not None and self.attempt.stop is not None
 
     @property
+    def holds(self) -> list[Hold]:
+        """What a relaunch waits for; empty where none waits."""
+        return self.attempt.gate.holds if self.attempt and self.attempt.gate else []
+
+    @property
     def standing(self) -> str:
         """How the attempt stands, as the end of a sentence: questions are asked about this."""
         if self.attempt is None:
@@ -68,6 +73,8 @@ class Situation:
             return f"{name} is being stopped"
         if self.leftovers:
             return f"{name} has ended and left processes behind"
+        if self.holds:
+            return f"{name} waits to be started again"
         return f"{name} runs" if self.alive else f"{name} has ended"
 
     @property

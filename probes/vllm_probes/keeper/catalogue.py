@@ -4,6 +4,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -46,6 +47,22 @@ def own_pids() -> set[int]:
     """The shims of every session of this user on this boot, with everything below them."""
     shim_pids = [pid for folder in sessions() for pid in folder.shim_pids()]
     return {*shim_pids, *(pid for shim_pid in shim_pids for pid in tree.descendants(shim_pid))}
+
+
+class SessionAbove(NamedTuple):
+    """A session of this user, and the shim of it that a process descends from."""
+
+    name: str
+    shim_pid: int
+
+
+def session_above(pid: int) -> SessionAbove | None:
+    """Which session of this user started a process; None: none, or its shim is gone."""
+    for folder in sessions():
+        for shim_pid in folder.shim_pids():
+            if tree.descends(pid, shim_pid):
+                return SessionAbove(folder.path.name, shim_pid)
+    return None
 
 
 def _row(folder: SessionFolder, meta: Meta) -> SessionRow:

@@ -61,6 +61,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     spec: LaunchSpec
     levers: list[str] = []
     bare: bool = False
+    gpus: list[str] = []
+    """The program that tells of the GPUs in the place of the one that asks the driver."""
 
 
 class SessionFolder:
@@ -188,7 +190,7 @@ def _is_private_and_writable(folder: Path) -> bool:
     return _is_ours(folder.resolve())
 
 
-def create(*, spec: LaunchSpec, command: list[str], name: str | None, levers: list[str], bare: bool) -> SessionFolder:
+def create(launch: Launch, *, command: list[str], name: str | None) -> SessionFolder:
     """A new session folder with `meta.json` and `launch.json`.
 
     Raises:
@@ -202,7 +204,7 @@ def create(*, spec: LaunchSpec, command: list[str], name: str | None, levers: li
             "Free some space, or set XDG_STATE_HOME to a folder on another local disk."
         )
     created = time.time()
-    folder = SessionFolder(root / _free_name(root, name, spec, created))
+    folder = SessionFolder(root / _free_name(root, name, launch.spec, created))
     folder.path.mkdir(mode=0o700, parents=True)
     meta = Meta(
         name=folder.path.name,
@@ -211,9 +213,9 @@ def create(*, spec: LaunchSpec, command: list[str], name: str | None, levers: li
         version=__version__,
         created=created,
         command=[_text(word) for word in command],
-        cwd=_text(spec.cwd),
+        cwd=_text(launch.spec.cwd),
     )
-    _write_private(folder.path / "launch.json", Launch(spec=spec, levers=levers, bare=bare))
+    _write_private(folder.path / "launch.json", launch)
     _write_private(folder.path / "meta.json", meta)
     disk.reserve(folder.events, RESERVED_BYTES)
     _forget_oldest(root)

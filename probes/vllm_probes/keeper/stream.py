@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from vllm_probes.events import (
     AttemptStarted,
@@ -17,7 +18,8 @@ from vllm_probes.events import (
 from vllm_probes.judges import state
 from vllm_probes.judges.rules import Rule
 from vllm_probes.keeper.folder import SessionFolder
-from vllm_probes.keeper.recording import Recorder, SampleFilter, read_events
+from vllm_probes.keeper.recording import Recorder, read_events
+from vllm_probes.keeper.sample_filter import SampleFilter
 from vllm_probes.model import SessionModel, snapshot
 
 
@@ -58,6 +60,10 @@ class Stream:
             for conclusion in conclusions:
                 self.publish(conclusion)
         self._watch_disk()
+
+    def trouble(self, what: str, hint: str, severity: Literal["info", "warning", "error"] = "warning") -> None:
+        """Tell of something that does not work."""
+        self.publish(TroubleNoted(**self.stamp(), what=what, hint=hint, severity=severity))
 
     def retry(self) -> None:
         """Write what found no room on the disk before."""

@@ -52,7 +52,7 @@ class ProcessSensor:
         """
         self._walk()
         known = self._look()
-        rows = [row for one in known.values() if (row := _row(one.process, self._identify(one, known, names)))]
+        rows = [row for one in known.values() if (row := _row(one, self._identify(one, known, names)))]
         self._learn_ranks(rows)
         return rows
 
@@ -79,7 +79,7 @@ class ProcessSensor:
         self._known = found
         if self._command is None:
             self._command = next(iter(found), None)
-            self._shim_rank = _rank_in_environ(self._shim_pid)
+            self._shim_rank = _rank(environ(self._shim_pid))
         return {pid: one for (pid, _), one in found.items()}
 
     def _identify(self, one: "_Known", known: Mapping[int, "_Known"], names: Mapping[int, str]) -> Identity:
@@ -117,13 +117,16 @@ class _Known:
     argv: list[str] = field(default_factory=list)
     rank: int | None = None
     """RANK of its environment, for Pythons only."""
+    visible_devices: str | None = None
 
     def refresh(self) -> None:
         pid = self.process.pid
         argv = command_line(pid)
         if argv and argv != self.argv:
             self.argv = argv
-            self.rank = _rank_in_environ(pid) if is_python(argv) else None
+            variables = environ(pid)
+            self.rank = _rank(variables) if is_python(argv) else None
+            self.visible_devices = variables.get("CUDA_VISIBLE_DEVICES")
         elif not self.argv:
             self.argv = _kernel_name(pid)
         self.parent_pid = _parent_pid(self.process)
@@ -141,7 +144,7 @@ def strangers(since: float, own: Container[int] = ()) -> list[ProcessRow]:
         known = _known(pid)
         parent_argv = argvs.get(_parent_pid(known.process), ()) if known else ()
         identity = identify(argv, parent_argv)
-        if known and identity.role in VLLM_ROLES and (row := _row(known.process, identity, foreign=True)):
+        if known and identity.role in VLLM_ROLES and (row := _row(known, identity, foreign=True)):
             found.append(row)
     return [row for row in found if row.started >= since]
 
@@ -173,7 +176,17 @@ def environ(pid: int) -> dict[str, str]:
 def _differs(before: ProcessRow, now: ProcessRow) -> bool:
     def facts(row: ProcessRow) -> tuple[object, ...]:
         state = "S" if row.state in _RESTING else row.state
-        return (row.started, row.parent_pid, row.process, row.role, row.rank, row.foreign, state, row.thread_count)
+        return (
+            row.started,
+            row.parent_pid,
+            row.process,
+            row.role,
+            row.rank,
+            row.foreign,
+            state,
+            row.thread_count,
+            row.visible_devices,
+        )
 
     return (
         facts(before) != facts(now)
@@ -186,7 +199,8 @@ def _differs(before: ProcessRow, now: ProcessRow) -> bool:
     )
 
 
-def _row(process: psutil.Process, identity: Identity, *, foreign: bool = False) -> ProcessRow | None:
+def _row(one: _Known, identity: Identity, *, foreign: bool = False) -> ProcessRow | None:
+    process = one.process
     state = state_letter(process.pid)
     try:
         with process.oneshot():
@@ -206,6 +220,7 @@ def _row(process: psutil.Process, identity: Identity, *, foreign: bool = False) 
                 disk_read_bytes=disk_read_bytes,
                 thread_count=process.num_threads(),
                 foreign=foreign,
+                visible_devices=one.visible_devices if identity.role in VLLM_ROLES else None,
             )
     except psutil.Error:
         return None
@@ -247,8 +262,7 @@ def _vllm_arguments(pid: int) -> list[str]:
     return argv if any("::" in word or "vllm" in word for word in argv) else []
 
 
-def _rank_in_environ(pid: int) -> int | None:
-    variables = environ(pid)
+def _rank(variables: Mapping[str, str]) -> int | None:
     rank = variables.get("RANK") or variables.get("LOCAL_RANK") or ""
     return int(rank) if rank.isdecimal() else None
 

@@ -12,7 +12,7 @@ from vllm_probes.rows import Change
 from vllm_tui.format import printable
 from vllm_tui.screens.dialog import Body, Choice, Question
 from vllm_tui.situation import Situation
-from vllm_tui.widgets.notices import subject
+from vllm_tui.widgets.notices import hold_sentence, subject
 from vllm_tui.widgets.rows import entry, hanging
 
 COREDUMPS = "…/coredumps"
@@ -20,9 +20,9 @@ COREDUMPS = "…/coredumps"
 
 
 def stop(situation: Situation) -> Question | None:
-    """Stop, or kill where it is being stopped; leftovers of a dead command are ended without a question."""
+    """Stop, or kill where it is being stopped; nothing is asked where only leftovers run, or a relaunch waits."""
     name = subject(situation)
-    if situation.leftovers and not situation.stopping:
+    if situation.holds or (situation.leftovers and not situation.stopping):
         return None
     if situation.stopping:
         body = sentences("It has been asked to stop and still runs. SIGKILL ends it at once; nothing is cleaned up.")
@@ -34,11 +34,28 @@ def leave(situation: Situation) -> Question:
     """Stop it, or leave it running."""
     name = subject(situation)
     body = sentences(what_runs(situation), "Left running, vllm-tui attach shows it again.")
+    if situation.holds:
+        body = sentences(
+            *map(hold_sentence, situation.holds), "Left alone, it starts as soon as nothing is in its way."
+        )
+        choices = [Choice("s", "do not start it, and quit", "stop"), Choice("l", "let it wait and start", "leave")]
+        return Question(f"{name} waits to be started again", body, choices[1:] if situation.readonly else choices)
     if situation.stopping:
         choices = [Choice("l", "leave it", "leave"), Choice("k", "kill it", "kill")]
         return Question(f"{name} is stopping", body, choices[:1] if situation.readonly else choices)
     choices = [Choice("s", "stop it and quit", "stop"), Choice("l", "leave it running", "leave")]
     return Question(f"{name} still runs", body, choices[1:] if situation.readonly else choices)
+
+
+def start_now(situation: Situation) -> Question:
+    """A relaunch waits: start it all the same, or end what this user's other sessions hold it up with."""
+    sessions = sorted({hold.session for hold in situation.holds if hold.session})
+    rows = [hold_sentence(hold) for hold in situation.holds]
+    last = "It starts by itself as soon as nothing of that is left. Started now, it will probably meet it."
+    choices = [Choice("enter,y", "start now", "now")]
+    if sessions:
+        choices.append(Choice("k", f"end what {' and '.join(sessions)} runs there", "end"))
+    return Question("Start although not everything is free?", sentences(*rows, last), choices)
 
 
 def sentences(*paragraphs: str) -> Body:

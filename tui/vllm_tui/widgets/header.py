@@ -97,7 +97,12 @@ def setting_line(setting: DebugSetting) -> str:
 def activity_row(situation: Situation) -> Content | None:
     """What the start-up or the stop is at; None while there is nothing to say."""
     attempt = situation.attempt
-    if attempt is None or attempt.ended is not None:
+    if attempt is None:
+        return None
+    if situation.holds:
+        since = attempt.tree_ended.mono if attempt.tree_ended else situation.now
+        return Content(f" waits to start again for {duration(situation.now - since)}, x calls it off, R starts it now")
+    if attempt.ended is not None:
         return None
     if not attempt.stop and attempt.state in ("idle", "serving", "running"):
         return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None

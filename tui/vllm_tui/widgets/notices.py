@@ -7,7 +7,7 @@ from textual.content import Content
 from vllm_probes.events import Exited
 from vllm_probes.log.line import parse_line
 from vllm_probes.model import AttemptModel
-from vllm_probes.rows import Finding
+from vllm_probes.rows import Finding, Hold
 from vllm_tui import actions
 from vllm_tui.format import duration, ending, plural, printable, program_name, size
 from vllm_tui.situation import Situation, lasted_s
@@ -41,8 +41,10 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     """(severity, sentence) of everything that the user should know now."""
     if situation.connection == "lost":
         yield "error", lost_sentence(situation)
+    for hold in situation.holds:
+        yield "warning", f"Waits for {hold_sentence(hold)}"
     if attempt := situation.attempt:
-        yield from ending_notices(attempt, actions.may_send(situation) is None)
+        yield from ending_notices(attempt, actions.may_send(situation) is None and not situation.holds)
         yield from lever_notices(attempt)
         yield from file_notices(situation, attempt)
     yield from disk_notices(situation)
@@ -62,6 +64,16 @@ def subject(situation: Situation) -> str:
     """What this session is about, by name."""
     attempt = situation.attempt
     return "vLLM" if attempt is None or attempt.launch.expects_vllm else program_name(attempt.launch.command)
+
+
+def hold_sentence(hold: Hold) -> str:
+    """`port 8000: python (4242, alice); kill 4242 ends it.`"""
+    if hold.pid is None:
+        return f"{hold.what}; who holds it cannot be seen from here."
+    names = f"{hold.process} ({', '.join(filter(None, (str(hold.pid), hold.user)))})"
+    if hold.session:
+        return f"{hold.what}: {names} of your session {hold.session}."
+    return f"{hold.what}: {names}; {hold.hint}."
 
 
 def ending_notices(attempt: AttemptModel, may_act: bool) -> Iterator[tuple[str, str]]:

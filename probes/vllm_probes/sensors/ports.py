@@ -1,0 +1,35 @@
+"""Who listens on a TCP port of this host."""
+
+from pathlib import Path
+
+import psutil
+
+_LISTEN = "0A"
+
+
+def is_taken(port: int, proc: Path = Path("/proc")) -> bool:
+    """Whether anything listens there, on any address of this network namespace (/proc/net/tcp, proc(5)).
+
+    Connections that linger after a server's end do not count: vLLM binds with SO_REUSEADDR.
+    """
+    return any(_listens(line, port) for name in ("tcp", "tcp6") for line in _lines(proc / "self" / "net" / name))
+
+
+def listener(port: int) -> int | None:
+    """The pid of a process that listens there; None where it is not ours to see. Looks at every process of the host."""
+    sockets = psutil.net_connections("tcp")
+    return next(
+        (one.pid for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port), None
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()[1:]
+    except OSError:
+        return []
+
+
+def _listens(line: str, port: int) -> bool:
+    fields = line.split()
+    return fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port

@@ -11,6 +11,7 @@ import pytest
 
 from vllm_probes.events import Stamp
 from vllm_probes.judges.address import Address
+from vllm_probes.rows import LatencyWindow
 from vllm_probes.sensors import endpoint
 from vllm_probes.sensors.endpoint import EndpointSensor
 
@@ -21,6 +22,14 @@ def stamp(mono: float = 100.0) -> Stamp:
 
 def metrics(running: int = 0, tokens: int = 0) -> str:
     return f'vllm:num_requests_running{{engine="0"}} {running}\nvllm:generation_tokens_total{{engine="0"}} {tokens}\n'
+
+
+def buckets(*counts: float, name: str = "time_to_first_token_seconds", engine: int = 0) -> str:
+    """Cumulative counts up to 0.1 s, 1 s, and for ever."""
+    return "".join(
+        f'vllm:{name}_bucket{{engine="{engine}",le="{bound}"}} {count}\n'
+        for bound, count in zip(("0.1", "1.0", "+Inf"), counts, strict=True)
+    )
 
 
 class Server:
@@ -147,7 +156,7 @@ async def test_nobody_listens(sensor: EndpointSensor, server: Server) -> None:
 
 
 async def test_no_answer(sensor: EndpointSensor, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(endpoint, "TIMEOUT_S", 0.5)  # a connection is made within it on a busy machine, too
     server.silent = True
     async with listening(server) as address:
         sample = await sensor.sample(address, stamp())
@@ -217,6 +226,44 @@ async def test_active_holds_for_three_seconds(sensor: EndpointSensor, server: Se
         assert not await look(104.5, tokens=51)
         assert await look(105, running=1, tokens=51)
         assert not await look(106, tokens=51)
+
+
+async def test_latencies_are_those_of_the_last_minute(sensor: EndpointSensor, server: Server) -> None:
+    async def look(mono: float, *counts: float) -> list[LatencyWindow]:
+        page = metrics() + buckets(*counts) + buckets(*counts, engine=1)
+        server.pages["/metrics"] = (200, page)
+        return (await sensor.sample(address, stamp(mono))).latencies
+
+    async with listening(server) as address:
+        assert await look(100, 500, 500, 500) == []
+        assert await look(104, 500, 510, 510) == []
+        window = LatencyWindow(name="ttft", count=20, p50_s=0.55, p90_s=0.91, p99_s=0.991, finest_s=0.1)
+        assert await look(105, 500, 510, 510) == [window]
+        assert await look(109, 500, 600, 600) == [window]
+        for second in range(110, 166, 5):
+            [window] = await look(second, 500, 510, 510)
+        assert window == LatencyWindow(name="ttft", count=0, finest_s=0.1)
+        assert await look(170, 1, 1, 1) == []
+        assert [one.count for one in await look(175, 1, 2, 2)] == [2]
+
+
+async def test_without_a_page_there_are_no_latencies(sensor: EndpointSensor, server: Server) -> None:
+    def answer(status: int, count: float) -> None:
+        server.pages["/metrics"] = (status, metrics() + buckets(0, 0, count))
+
+    async with listening(server) as address:
+        for mono, status, count, known in ((100, 200, 0, 0), (105, 200, 1, 1), (110, 500, 0, 0), (115, 200, 3, 1)):
+            answer(status, count)
+            assert len((await sensor.sample(address, stamp(mono))).latencies) == known
+
+
+async def test_buckets_that_cannot_be_read_are_said_at_every_look(sensor: EndpointSensor, server: Server) -> None:
+    server.pages["/metrics"] = (200, metrics() + "vllm:time_to_first_token_seconds_bucket{le=\n")
+    async with listening(server) as address:
+        for mono in (100, 101, 102):
+            sample = await sensor.sample(address, stamp(mono))
+            assert "vllm:time_to_first_token_seconds_bucket{le=" in (sample.error or "")
+            assert (sample.engines, sample.latencies) == ([], [])
 
 
 async def test_another_address_is_another_server(sensor: EndpointSensor, server: Server) -> None:

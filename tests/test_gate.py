@@ -1,26 +1,22 @@
 """What a relaunch waits for, with a real keeper, real processes and a real port."""
 
-import asyncio
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from tests.conftest import Spawn, WaitFor
+from tests.kept import View, started
 from vllm_probes import commands
-from vllm_probes.events import AttemptStarted, Event, GateChanged, ModelRestored, StopRequested
-from vllm_probes.keeper.attempts import first_attempt, start_keeper
-from vllm_probes.keeper.client import Client, connect
-from vllm_probes.keeper.folder import Launch, SessionFolder, create
-from vllm_probes.launch.spec import LaunchSpec
+from vllm_probes.events import AttemptStarted, GateChanged, ModelRestored, StopRequested
+from vllm_probes.keeper.client import connect
+from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.sensors import ports, tree
 
-Kind = TypeVar("Kind", bound=Event)
 LISTENER = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(100)"
 
 
@@ -33,14 +29,6 @@ def _own_state(state_home: Path, spawned: Spawn) -> None:
 def port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-def started(argv: list[str], name: str) -> tuple[SessionFolder, int]:
-    """A session with its command and its keeper; the pid of the shim."""
-    folder = create(Launch(spec=LaunchSpec(argv=argv, env=dict(os.environ), cwd="/")), command=argv, name=name)
-    shim = first_attempt(folder, folder.launch()).start()
-    start_keeper(folder)
-    return folder, shim.pid
 
 
 @pytest.fixture
@@ -56,35 +44,6 @@ def occupy(spawned: Spawn, wait_for: WaitFor, port: int) -> "subprocess.Popen[by
     holder = spawned([sys.executable, "-c", LISTENER, str(port)])
     wait_for(lambda: ports.is_taken(port))
     return holder
-
-
-class View:
-    """A view that asks for a relaunch, and waits for what comes of it."""
-
-    def __init__(self, client: Client) -> None:
-        self.client = client
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._reading = asyncio.ensure_future(self._read())
-
-    async def _read(self) -> None:
-        async for batch in self.client.batches():
-            for event in batch:
-                self._events.put_nowait(event)
-
-    async def until(self, kind: type[Kind], condition: Callable[[Kind], bool] = lambda event: True) -> Kind:
-        async with asyncio.timeout(20):
-            while True:
-                event = await self._events.get()
-                if isinstance(event, kind) and condition(event):
-                    return event
-
-    async def ask(self, command: commands.Command) -> tuple[bool, str]:
-        answer = await self.client.ask(command)
-        return answer.ok, answer.message
-
-    async def close(self) -> None:
-        self._reading.cancel()
-        await self.client.close()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from vllm_probes.events import (
     CommandEnded,
     EndpointSampled,
     Event,
+    GpusSampled,
     LogSampled,
     ModelRestored,
     PhaseChanged,
@@ -29,7 +30,7 @@ from vllm_probes.events import (
     TreeEnded,
 )
 from vllm_probes.model import SessionModel, snapshot
-from vllm_probes.rows import EngineSample, ProcessRef, ProcessRow, StackFile
+from vllm_probes.rows import EngineSample, GpuCard, GpuProcess, GpuRow, ProcessRef, ProcessRow, StackFile
 from vllm_tui.app import VllmTui
 from vllm_tui.screens.dialog import Question
 
@@ -134,6 +135,7 @@ class Script:
             row(
                 4031 + rank,
                 f"Worker_TP{rank}",
+                parent_pid=4013,
                 role="worker",
                 rank=rank,
                 state="R",
@@ -170,6 +172,13 @@ class Script:
     def stacks_captured(self, at: float = 1, *stacks: StackFile, reason: str = "key") -> StacksCaptured:
         return StacksCaptured(**self.stamp(at), reason=reason, folder=".", stacks=list(stacks))
 
+    def gpus(self, *rows: GpuRow, at: float = 1, **more: Any) -> GpusSampled:
+        cards = [
+            GpuCard(index=row.index, name="NVIDIA H100 80GB HBM3", total_bytes=80 << 30, power_limit_w=700.0)
+            for row in rows
+        ]
+        return GpusSampled(**self.stamp(at), cards=cards, rows=list(rows), driver="570.86.15", **more)
+
     def command_ended(
         self, at: float = 1, code: int | None = 0, signal: int | None = None, leftovers: Iterable[ProcessRef] = ()
     ) -> CommandEnded:
@@ -180,7 +189,13 @@ class Script:
 
 
 def row(pid: int, process: str, **more: Any) -> ProcessRow:
-    return ProcessRow(pid=pid, parent_pid=1, started=START_TIME, process=process, **more)
+    return ProcessRow(pid=pid, started=START_TIME, process=process, **{"parent_pid": 1, **more})
+
+
+def gpu(index: int, busy: float | None = 98.0, **more: Any) -> GpuRow:
+    """One that serves with a worker of `Script.tree` on it."""
+    figures = {"used_bytes": 71 << 30, "power_w": 412.0, "temperature_c": 61.0}
+    return GpuRow(index=index, busy_percent=busy, **{**figures, "processes": [GpuProcess(pid=4031 + index)], **more})
 
 
 # --- runs that have got somewhere -----------------------------------------------------------------------------------

@@ -74,6 +74,20 @@ def strangers(gpus: GpuModel, processes: Mapping[int, ProcessRow]) -> dict[int, 
     }
 
 
+def visible_settings(processes: Mapping[int, ProcessRow]) -> list[str]:
+    """Every CUDA_VISIBLE_DEVICES that processes of the run were started with; data-parallel engines differ."""
+    settings = (row.visible_devices for row in processes.values() if row.role in GPU_ROLES)
+    return list(dict.fromkeys(setting for setting in settings if setting is not None))
+
+
+def visible_to_run(processes: Mapping[int, ProcessRow], cards: Mapping[int, GpuCard]) -> list[int]:
+    """The NVML indices of the GPUs that the run may use; all of them as long as nothing says otherwise."""
+    settings = visible_settings(processes)
+    if not settings:
+        return sorted(cards)
+    return sorted({index for setting in settings for index in visible_indices(setting, cards)})
+
+
 def visible_indices(visible_devices: str | None, cards: Mapping[int, GpuCard]) -> list[int]:
     """What CUDA makes of CUDA_VISIBLE_DEVICES: NVML indices in CUDA's order; all where it is not set.
 

@@ -3,7 +3,8 @@
 Standard library only; needs neither vLLM nor a GPU. The folder `vllm` beside this file mirrors the paths and function
 names of vLLM where they are seen from outside: in titles, log lines, /metrics and stacks. After it has served for
 20 seconds, one worker that the demo draws at random takes a lock twice, just before the collective. Nobody outside is
-told which one. On GPUs the ranks that wait would spin at 100 %; here they poll, to leave the host's cores alone.
+told which one. Its eight GPUs are simulated: the ranks that wait keep them spinning, while they poll themselves, to
+leave the host's cores alone.
 """
 
 import socket
@@ -18,6 +19,11 @@ def demo_command(port: int | None = None) -> list[str]:
     vllm = Path(__file__).with_name("vllm")
     serve = ["serve", MODEL, "--tensor-parallel-size", "8", "--port", str(port or _free_port())]
     return [sys.executable, str(vllm), *serve]
+
+
+def gpu_command(command: list[str]) -> list[str]:
+    """The program that speaks for the simulated GPUs of a demo with this command line."""
+    return [sys.executable, "-m", "vllm_probes.demo.gpus", command[-1]]
 
 
 def _free_port() -> int:

@@ -1,15 +1,65 @@
-"""What a session looks at whether an attempt runs or not."""
+"""What a session looks at whether an attempt runs or not: the GPUs and the host."""
 
+import psutil
+from msgspec.structs import asdict, replace
+
+from vllm_probes.events import GpuFaulted, GpusSampled
 from vllm_probes.keeper.folder import Launch
 from vllm_probes.keeper.stream import Stream
+from vllm_probes.rows import GpuProcess, GpuRow
+from vllm_probes.sensors import gpu, tree
+
+HEARTBEAT_S = 5.0
+"""GPUs that do not change are told so: views show how old their figures are."""
 
 
 class Surroundings:
-    def __init__(self, stream: Stream, launch: Launch) -> None:
-        self._stream, self._launch = stream, launch
+    """Looked at once a second, from the first launch to the end of the keeper."""
 
-    def look(self) -> None:
-        return
+    def __init__(self, stream: Stream, launch: Launch) -> None:
+        self._stream = stream
+        self._gpus = gpu.GpuSensor(launch.gpus or gpu.COMMAND)
+        self._gpus.start()
+        self._told_mono = float("-inf")
+        self._names: dict[int, tuple[str, str | None]] = {}
 
     def close(self) -> None:
-        return
+        self._gpus.close()
+
+    def look(self) -> None:
+        """One look; what is new is published."""
+        stamp = self._stream.stamp()
+        for seen in self._gpus.sample(stamp["mono"]):
+            if isinstance(seen, gpu.GpuXid):
+                self._stream.publish(GpuFaulted(**stamp, **asdict(seen)))
+            else:
+                self._tell_gpus(seen)
+
+    def _tell_gpus(self, sample: gpu.GpuSample) -> None:
+        stamp = self._stream.stamp()
+        news = gpu.difference(self._stream.model.gpus, sample)
+        if news is None and sample.status == "ok" and stamp["mono"] - self._told_mono >= HEARTBEAT_S:
+            news = replace(sample, cards=[], rows=[])
+        if news is not None:
+            self._told_mono = stamp["mono"]
+            rows = [self._named(row) for row in news.rows]
+            self._stream.publish(GpusSampled(**stamp, **asdict(replace(news, rows=rows))))
+
+    def _named(self, row: GpuRow) -> GpuRow:
+        """With the names of those processes that are not of this run."""
+        own = self._stream.model.processes
+        ones = [one if one.pid in own else self._stranger(one) for one in row.processes or ()]
+        return row if row.processes is None else replace(row, processes=ones)
+
+    def _stranger(self, one: GpuProcess) -> GpuProcess:
+        if one.pid not in self._names and tree.is_running(one.pid):
+            self._names[one.pid] = (tree.title(one.pid), _user(one.pid))
+        process, user = self._names.get(one.pid, (None, None))
+        return replace(one, process=process, user=user)
+
+
+def _user(pid: int) -> str | None:
+    try:
+        return psutil.Process(pid).username()
+    except psutil.Error:
+        return None

@@ -11,12 +11,15 @@ import httpx
 
 from vllm_probes.events import EndpointSampled, Health, Stamp
 from vllm_probes.judges.address import Address
-from vllm_probes.judges.metrics import parse_metrics
-from vllm_probes.rows import EngineSample
+from vllm_probes.judges.latency import Look, remember, windows
+from vllm_probes.judges.metrics import parse_histograms, parse_metrics
+from vllm_probes.rows import EngineSample, LatencyWindow
 
 TIMEOUT_S = 2.0
 HEALTH_EVERY_S = 5.0
 """Each look at /health leaves an access line in the user's log; /metrics tells that the server answers, too."""
+LATENCIES_EVERY_S = 5.0
+"""Buckets are most of the page: of eight engines they take twice as long to read as everything else."""
 ACTIVE_HOLD_S = 3.0
 KEEP_ALIVE_S = 4.0
 """Shorter than uvicorn's 5 s, so that no request meets a connection that the server is just closing."""
@@ -32,6 +35,7 @@ class EndpointSensor:
         """One look: two seconds at most, four when a server has just stopped answering.
 
         Never raises: what went wrong is in `health` and `error`.
+        `latencies` are renewed every few seconds; empty before there are two looks to compare, and where none is known.
         `latency_s` is that of /metrics, or of /health where only that answered. `own_clients` are written as uvicorn
         writes them (`127.0.0.1:53422`): the connections of this look and of the one before.
         """
@@ -64,6 +68,8 @@ class _Server:
         self.client = _client(address)
         self._health: _Answer | None = None
         self._health_mono = 0.0
+        self._looks: tuple[Look, ...] = ()
+        self._latencies: list[LatencyWindow] = []
         self._count: float | None = None
         self._moved_mono = float("-inf")
         self._clients: set[str] = set()
@@ -73,7 +79,7 @@ class _Server:
         clients: set[str] = set()
         metrics, asked = await self._look(mono, clients)
         health = self._judge_health(metrics, asked, mono)
-        engines, error = _engines(metrics)
+        engines, latencies, error = self._read(metrics, mono)
         seen, self._clients = self._clients | clients, clients
         return EndpointSampled(
             **stamp,
@@ -84,6 +90,7 @@ class _Server:
             active=self._is_active(engines, mono),
             own_clients=sorted(seen),
             engines=engines,
+            latencies=latencies,
             error=health.error or error,
         )
 
@@ -125,6 +132,19 @@ class _Server:
         self._health = current if current.health == "ok" and metrics.status is not None else None
         return current
 
+    def _read(self, metrics: _Answer, mono: float) -> tuple[list[EngineSample], list[LatencyWindow], str | None]:
+        """The engines of the page, the latest windows, and why there are none."""
+        if metrics.status != 200:
+            return [], [], metrics.error or f"/metrics answered {metrics.status}."
+        try:
+            engines = parse_metrics(metrics.text)
+            if not self._looks or mono - self._looks[-1].mono >= LATENCIES_EVERY_S:
+                self._looks = remember(self._looks, Look(mono, parse_histograms(metrics.text)))
+                self._latencies = windows(self._looks)
+        except ValueError as error:
+            return [], [], f"/metrics cannot be read: {error}"
+        return engines, self._latencies, None
+
     def _is_active(self, engines: list[EngineSample], mono: float) -> bool:
         count = sum(_counts(engines)) if engines else self._count
         if self._count is not None and count != self._count:
@@ -153,15 +173,6 @@ def _base_url(address: Address) -> str:
 def _client_address(stream: Any) -> list[str]:
     address = stream.get_extra_info("client_addr")
     return [f"{address[0]}:{address[1]}"] if isinstance(address, tuple) else []
-
-
-def _engines(metrics: _Answer) -> tuple[list[EngineSample], str | None]:
-    if metrics.status != 200:
-        return [], metrics.error or f"/metrics answered {metrics.status}."
-    try:
-        return parse_metrics(metrics.text), None
-    except ValueError as error:
-        return [], f"/metrics cannot be read: {error}"
 
 
 def _counts(engines: list[EngineSample]) -> Iterator[float]:

@@ -1,7 +1,7 @@
-"""The main screen: header, notices, processes and engine, the log, and the keys."""
+"""The main screen: header, notices, GPUs, processes and engine, the log, and the keys."""
 
 from textual.app import ComposeResult
-from textual.containers import Container, Vertical
+from textual.containers import Container, Horizontal, Vertical
 from textual.message import Message
 from textual.screen import Screen
 
@@ -9,12 +9,16 @@ from vllm_tui import actions
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.engine import EnginePanel, EngineSummary
+from vllm_tui.widgets.gpus import GpuPanel, GpuSummary
 from vllm_tui.widgets.header import Header
+from vllm_tui.widgets.host import HostLine
 from vllm_tui.widgets.key_bar import KeyBar
 from vllm_tui.widgets.log_pane import LogPane
 from vllm_tui.widgets.notices import Notices
 from vllm_tui.widgets.processes import ProcessSummary, ProcessTable
 from vllm_tui.widgets.rows import Panel
+
+PANELS: tuple[type[Panel], ...] = (GpuPanel, ProcessTable, EnginePanel)
 
 
 class MainScreen(Screen[None]):
@@ -37,11 +41,16 @@ class MainScreen(Screen[None]):
         yield Header(id="header")
         yield Notices(id="notices")
         with Vertical(id="summaries"):
+            yield GpuSummary()
             yield ProcessSummary()
             yield EngineSummary()
-        with Container(id="panels"):
-            yield ProcessTable(id="processes")
-            yield EnginePanel(id="engine")
+        with Vertical(id="panels"):
+            with Container(id="tables"):
+                yield GpuPanel(id="gpus")
+                with Horizontal():
+                    yield ProcessTable(id="processes")
+                    yield EnginePanel(id="engine")
+            yield HostLine(id="host")
         yield self.log_pane
         yield KeyBar(id="key-bar")
 
@@ -50,15 +59,15 @@ class MainScreen(Screen[None]):
         for panel in self.query(Panel):
             panel.show(situation)
         self.log_pane.show(situation)
-        if not situation.model.processes and not situation.model.endpoint:
+        if not any(self.query_one(panel).display for panel in PANELS):
             self.remove_class("-toggled")
 
     def poll_log(self) -> None:
         self.log_pane.poll()
 
     def action_toggle_panels(self) -> None:
-        if not any(self.query_one(panel).display for panel in (ProcessTable, EnginePanel)):
-            self.app.notify("Nothing runs: there is neither a process nor a server to show.", markup=False)
+        if not any(self.query_one(panel).display for panel in PANELS):
+            self.app.notify("Nothing runs: there is neither a GPU nor a process nor a server to show.", markup=False)
             return
         self.toggle_class("-toggled")
 

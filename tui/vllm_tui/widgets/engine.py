@@ -130,7 +130,7 @@ def with_graph(text: str, history: Sequence[EngineRates], field: str, width: int
     span_width = SPAN_WIDTH if width >= SPAN_FROM_WIDTH else 0
     graph_width = min(MAX_GRAPH_WIDTH, width - len(text) - span_width - 2)
     if graph_width < MIN_GRAPH_WIDTH or not history:
-        return Content(text)
+        return Content(text.rstrip())
     shown = history[-graph_width:]
     [line] = graph([getattr(rates, field) for rates in shown], len(shown), 1)
     span = f"  last {duration(shown[-1].mono - shown[0].mono)}" if span_width and len(shown) > 1 else ""
@@ -172,7 +172,7 @@ def quantiles(model: SessionModel, name: LatencyName, note: str, width: int) -> 
         del known["p90"]
     cells = [cell(f"{label} {bounded(value, window)}", QUANTILE_WIDTH) for label, value in known.items()]
     has_room = len(known) * QUANTILE_WIDTH + len(note) < width
-    return Content.assemble(*cells, (note if has_room else "", "dim"))
+    return Content.assemble(*cells, (note if has_room else "", "dim")).rstrip()
 
 
 def middle(model: SessionModel, name: LatencyName) -> str:

@@ -8,7 +8,7 @@ from textual.content import Content
 from vllm_probes.events import ProgressChanged, StopRequested
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import DebugSetting
-from vllm_tui.format import STATE_LOOKS, UNKNOWN, bar, clock, duration, plural, printable, short_command, state_word
+from vllm_tui.format import STATE_LOOKS, bar, clock, duration, plural, printable, short_command, state_word
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel, joined, spread
 
@@ -105,7 +105,7 @@ def activity_row(situation: Situation) -> Content | None:
     if attempt.ended is not None:
         return None
     if not attempt.stop and attempt.state in ("idle", "serving", "running"):
-        return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None
+        return resting_row(attempt)
     if attempt.stop:
         return Content(f" {stop_sentence(situation, attempt, attempt.stop)}")
     since = attempt.phase.mono if attempt.phase else attempt.state_since_mono
@@ -117,6 +117,13 @@ def activity_row(situation: Situation) -> Content | None:
         Content.styled(f"for {duration(situation.now - since)}", "dim"),
     ]
     return Content.assemble(" ", joined(parts, "  "))
+
+
+def resting_row(attempt: AttemptModel) -> Content | None:
+    """Why a running server is as it is, and what keeps it from being faster."""
+    if attempt.limit and attempt.limit.limit:
+        return Content.assemble(" limited by ", (printable(attempt.limit.summary), "$text-accent"))
+    return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None
 
 
 def stop_sentence(situation: Situation, attempt: AttemptModel, stop: StopRequested) -> str:
@@ -138,6 +145,7 @@ def progress_mark(progress: ProgressChanged) -> Content:
     if not progress.total > 0:
         return Content("")
     fraction = min(1.0, progress.done / progress.total)
-    left = f"  {printable(progress.eta)} left" if progress.eta not in (None, UNKNOWN) else ""
+    is_known = progress.eta is not None and any(char.isdigit() for char in progress.eta)
+    left = f"  {printable(progress.eta or '')} left" if is_known else ""
     counts = f"  {progress.done:g} of {progress.total:g}{left}"
     return Content.assemble((bar(fraction, BAR_WIDTH), "$text-primary"), f" {fraction:4.0%}", (counts, "dim"))

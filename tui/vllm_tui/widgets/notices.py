@@ -47,6 +47,7 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
         yield from ending_notices(attempt, actions.may_send(situation) is None and not situation.holds)
         yield from lever_notices(attempt)
         yield from file_notices(situation, attempt)
+    yield from gpu_notices(situation)
     yield from disk_notices(situation)
     yield from trouble_notices(situation)
     if count := situation.model.unknown_line_count:
@@ -153,6 +154,20 @@ def file_notices(situation: Situation, attempt: AttemptModel) -> Iterator[tuple[
     for file in situation.model.files:
         if file.attempt == attempt.number:
             yield "info", f"A GPU core dump is there: {file.path} ({size(file.size_bytes)})."
+
+
+def gpu_notices(situation: Situation) -> Iterator[tuple[str, str]]:
+    """A driver that cannot be used or does not answer, and what it has reported during this attempt."""
+    gpus, attempt = situation.model.gpus, situation.attempt
+    if gpus.status in ("failed", "silent") and gpus.reason:
+        yield "warning", gpus.reason
+    latest = {fault.index: fault for fault in gpus.faults if attempt and fault.attempt == attempt.number}
+    for index, fault in sorted(latest.items()):
+        ago = duration(situation.now - fault.mono)
+        yield (
+            "error",
+            f"GPU {index} reported Xid {fault.xid}{f' ({fault.meaning})' if fault.meaning else ''} {ago} ago.",
+        )
 
 
 def disk_notices(situation: Situation) -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ import socket
 import sys
 from types import FrameType
 
+from vllm_probes.demo.devices import devices_file
 from vllm_probes.demo.log_format import configure, uvicorn_line
 from vllm_probes.demo.options import Options, parse
 from vllm_probes.demo.startup import play
@@ -33,6 +34,7 @@ def main() -> None:
         raise SystemExit("RuntimeError: Engine core initialization failed. See root cause above.") from None
     finally:
         engine.shutdown()
+        devices_file(options.port).unlink(missing_ok=True)
         for line in ("Shutting down", "Waiting for application shutdown.", "Application shutdown complete."):
             uvicorn_line(line)
 

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
+from vllm_probes.demo.devices import Device, devices_file, make_devices
 from vllm_probes.demo.log_format import LOGGER
 from vllm_probes.demo.options import Options
 from vllm_probes.demo.proctitle import end_with_parent, take_name
@@ -43,13 +44,23 @@ class MultiprocExecutor:
         self._response_mq = MessageQueue(options.pace)
         self._rpc_broadcast_mqs = [MessageQueue(options.pace) for _ in range(world_size)]
         arrivals = shared_arrivals(world_size)
+        devices = make_devices(devices_file(options.port), world_size)
         incident_rank = draw_rank(world_size)
         context = multiprocessing.get_context("fork")
         self._workers = [
             context.Process(
                 target=WorkerProc.worker_main,
                 name=f"VllmWorker-{rank}",
-                args=(options, rank, mq, self._response_mq, arrivals, rank == incident_rank, os.getpid()),
+                args=(
+                    options,
+                    rank,
+                    mq,
+                    self._response_mq,
+                    arrivals,
+                    devices[rank],
+                    rank == incident_rank,
+                    os.getpid(),
+                ),
                 daemon=True,
             )
             for rank, mq in enumerate(self._rpc_broadcast_mqs)
@@ -139,13 +150,15 @@ class WorkerProc:
         rpc_broadcast_mq: MessageQueue,
         response_mq: MessageQueue,
         arrivals: memoryview,
+        device: Device,
         has_incident: bool,
         engine_pid: int,
     ) -> None:
         """The whole life of a worker process."""
         end_with_parent(engine_pid)
         signal.signal(signal.SIGTERM, _exit_on_signal)
-        worker = Worker(options, rank, GroupCoordinator(rank, arrivals), has_incident)
+        device.take(os.getpid())
+        worker = Worker(options, rank, GroupCoordinator(rank, arrivals, device), device, has_incident)
         take_name("Worker")
         worker.start_up("init_device")
         if options.tensor_parallel_size > 1:

@@ -1,13 +1,28 @@
 """What the API server makes of step outputs: the page of /metrics and the line of statistics every ten seconds.
 
-Names and the rule for idle engines are those of vLLM 0.32 (v1/metrics/loggers.py).
+Names, buckets and the rule for idle engines are those of vLLM 0.32 (v1/metrics/loggers.py, buckets.py).
 """
+
+from dataclasses import dataclass
 
 from vllm_probes.demo.log_format import log_at
 from vllm_probes.demo.vllm.v1.core.sched.scheduler import StepOutput
 from vllm_probes.demo.vllm.v1.metrics.exposition import Histogram, Metric, exposition
 
-_LATENCIES_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+_FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_INTER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_REQUEST_S = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0)
+"""As far as the demo can get: vLLM has some more above."""
+
+
+@dataclass
+class _RequestTimes:
+    """When it came, when the step with its first token began, when that and the latest one came; 0: not yet."""
+
+    arrived_at: float
+    scheduled_at: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
 
 
 class EngineStats:
@@ -27,11 +42,13 @@ class EngineStats:
         self._generation_tokens = Metric("counter", "vllm:generation_tokens")
         self._finished = Metric("counter", "vllm:request_success", finished_reason="length")
         self._iteration_tokens = Histogram("vllm:iteration_tokens_total", 1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-        self._first_token_s = Histogram("vllm:time_to_first_token_seconds", *_LATENCIES_S)
-        self._inter_token_s = Histogram("vllm:inter_token_latency_seconds", *_LATENCIES_S)
-        self._request_s = Histogram("vllm:e2e_request_latency_seconds", *_LATENCIES_S)
-        self._arrived_at: dict[str, float] = {}
-        self._last_token_at: dict[str, float] = {}
+        self._first_token_s = Histogram("vllm:time_to_first_token_seconds", *_FIRST_TOKEN_S)
+        self._inter_token_s = Histogram("vllm:inter_token_latency_seconds", *_INTER_TOKEN_S)
+        self._queue_s = Histogram("vllm:request_queue_time_seconds", *_REQUEST_S)
+        self._prefill_s = Histogram("vllm:request_prefill_time_seconds", *_REQUEST_S)
+        self._request_s = Histogram("vllm:e2e_request_latency_seconds", *_REQUEST_S)
+        self._requests: dict[str, _RequestTimes] = {}
+        self._step_ended_at = 0.0
         self._logged_tokens = (0.0, 0.0)
         self._was_idle = False
 
@@ -41,7 +58,7 @@ class EngineStats:
         return exposition(metrics, self._labels)
 
     def record_arrival(self, request_id: str, now: float) -> None:
-        self._arrived_at[request_id] = now
+        self._requests[request_id] = _RequestTimes(arrived_at=now)
 
     def record_step(self, output: StepOutput, now: float) -> None:
         """Book one step output that came at `now`, in seconds of any steady clock."""
@@ -55,9 +72,8 @@ class EngineStats:
         for request_id in output.request_ids:
             self._record_token(request_id, now)
         for request_id in output.finished_ids:
-            self._finished.value += 1
-            self._request_s.observe(now - self._arrived_at.pop(request_id))
-            del self._last_token_at[request_id]
+            self._record_end(self._requests.pop(request_id), now)
+        self._step_ended_at = now
 
     def log(self, interval_s: float) -> None:
         """The line for the last interval; none after two intervals without a token."""
@@ -76,8 +92,17 @@ class EngineStats:
         self._logged_tokens, self._was_idle = tokens, is_idle
 
     def _record_token(self, request_id: str, now: float) -> None:
-        if last := self._last_token_at.get(request_id):
-            self._inter_token_s.observe(now - last)
+        request = self._requests[request_id]
+        if request.last_token_at:
+            self._inter_token_s.observe(now - request.last_token_at)
         else:
-            self._first_token_s.observe(now - self._arrived_at[request_id])
-        self._last_token_at[request_id] = now
+            request.scheduled_at = max(request.arrived_at, self._step_ended_at)
+            request.first_token_at = now
+            self._first_token_s.observe(now - request.arrived_at)
+        request.last_token_at = now
+
+    def _record_end(self, request: _RequestTimes, now: float) -> None:
+        self._finished.value += 1
+        self._queue_s.observe(request.scheduled_at - request.arrived_at)
+        self._prefill_s.observe(request.first_token_at - request.scheduled_at)
+        self._request_s.observe(now - request.arrived_at)

@@ -3,6 +3,7 @@
 import threading
 import time
 
+from vllm_probes.demo.devices import COMPUTES, Device
 from vllm_probes.demo.vllm.distributed.parallel_state import GroupCoordinator
 
 FORWARD_S = 0.06
@@ -13,8 +14,9 @@ SERVING_S = 20.0
 class GPUModelRunner:
     """Runs steps; the rank with the incident stops in one of them for ever."""
 
-    def __init__(self, tp_group: GroupCoordinator, has_incident: bool, pace: float) -> None:
+    def __init__(self, tp_group: GroupCoordinator, device: Device, has_incident: bool, pace: float) -> None:
         self._tp_group = tp_group
+        self._device = device
         self._has_incident = has_incident
         self._pace = pace
         self._incident_at: float | None = None
@@ -39,6 +41,7 @@ class GPUModelRunner:
             self._batch = []
 
     def _model_forward(self) -> None:
+        self._device.does(COMPUTES)
         time.sleep(FORWARD_S)
         self._tp_group.all_reduce()
 

@@ -255,7 +255,7 @@ def test_a_signal_in_the_first_moments_leaves_nothing_alone(
 def test_bytes_that_are_no_utf8_reach_the_command_and_do_no_harm(start: Any, tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"d\xff")
     folder.mkdir()
-    script = 'printf "%s %s" "$0" "$FOO" | od -An -tx1; exec -a "$0" sleep 1'
+    script = 'printf "%s %s" "$0" "$FOO" | od -An -tx1; exec -a "$0" sleep 3'
     run = start(
         "--headless", "--", "bash", "-c", script, os.fsdecode(b"a\xfe"), cwd=folder, env={"FOO": os.fsdecode(b"\xfd")}
     )

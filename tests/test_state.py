@@ -15,6 +15,7 @@ from vllm_probes.events import (
     EndpointSampled,
     Event,
     Exited,
+    HostSampled,
     LogRecorded,
     PhaseChanged,
     ProcessesSampled,
@@ -110,6 +111,24 @@ def test_a_server_that_sleeps_is_sleeping() -> None:
 @pytest.mark.parametrize("health", ["unhealthy", "refused", "timeout", "unreachable"])
 def test_a_server_that_does_not_answer_keeps_its_state(health: str) -> None:
     assert ready().server(health).states()[-1] == "idle"
+
+
+def test_growing_files_of_the_hub_are_a_download_of_which_vllm_says_nothing() -> None:
+    story = Story().phases("banner", "model_init")
+    story.add(HostSampled, download_bytes=5)  # left by an earlier one, as long as it does not grow
+    assert story.states() == ["starting", "loading"]
+    story.add(HostSampled, download_bytes=5_000, download_bytes_per_s=1e3)
+    story.add(HostSampled, download_bytes=9_000, download_bytes_per_s=1e3)
+    assert story.states()[-1] == "downloading"
+    labels = [event.label for event in story.told() if isinstance(event, PhaseChanged)]
+    assert labels[-1] == "downloading the model"
+    story.add(HostSampled)
+    assert story.states() == ["starting", "loading", "downloading", "loading"]
+    assert story.log("weights").server().states()[-1] == "idle"
+
+
+def test_files_that_grow_beside_a_server_are_not_its_download() -> None:
+    assert ready().add(HostSampled, download_bytes=9, download_bytes_per_s=1.0).states()[-1] == "idle"
 
 
 def test_progress_is_told_once_for_each_step() -> None:

@@ -11,11 +11,12 @@ class StateChanged(Conclusion, frozen=True, kw_only=True):
 
 
 class PhaseChanged(Conclusion, frozen=True, kw_only=True):
-    """A step of the start-up, from the log."""
+    """A step of the start-up."""
 
     phase: str
     label: str
     line_number: int
+    """Of the log; 0: something else showed it."""
 
 
 class ProgressChanged(Conclusion, frozen=True, kw_only=True):

@@ -1,13 +1,11 @@
 """Where a vLLM server listens, from its command line or from what it logged."""
 
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from string import Template
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
 
-from vllm_probes.judges.commandline import server_arguments, shell_code
+from vllm_probes.judges.commandline import options, server_arguments, server_words
 
 DEFAULT_PORT = 8000
 _LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -40,11 +38,8 @@ def address_from_command(argv: Sequence[str], env: Mapping[str, str]) -> Address
     `env` fills in variables inside such code. None where the command line does not tell: it starts no vLLM server, has
     a config file, or a value that only the shell can work out.
     """
-    for words in _candidates(argv, env):
-        for start in range(len(words)):
-            if (arguments := server_arguments(words[start:])) is not None:
-                return _from_options(_options(arguments))
-    return None
+    arguments = server_arguments(server_words(argv, env))
+    return None if arguments is None else _from_options(options(arguments))
 
 
 def address_from_url(url: str) -> Address | None:
@@ -65,46 +60,16 @@ def address_from_url(url: str) -> Address | None:
     return Address(host=_reachable(parts.hostname or ""), port=port or (443 if tls else 80), tls=tls)
 
 
-def _candidates(argv: Sequence[str], env: Mapping[str, str]) -> Iterator[list[str]]:
-    yield list(argv)
-    for start in range(len(argv)):
-        if code := shell_code(argv[start:]):
-            try:
-                words = _split(code)
-            except ValueError:  # an open quotation mark
-                continue
-            yield from _candidates([Template(word).safe_substitute(env) for word in words], env)
-
-
-def _split(code: str) -> list[str]:
-    lexer = shlex.shlex(code.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    return list(lexer)
-
-
-def _options(arguments: Sequence[str]) -> dict[str, str]:
-    """The long options with their values, as argparse takes them: the last one counts, `_` is `-`."""
-    found: dict[str, str] = {}
-    for position, word in enumerate(arguments):
-        if word and set(word) <= set("();<>|&"):  # the end of this command
-            break
-        if word.startswith("--"):
-            option, has_value, value = word.partition("=")
-            following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            found[option.replace("_", "-")] = value if has_value else following
-    return found
-
-
-def _from_options(options: Mapping[str, str]) -> Address | None:
-    if any(option in options for option in _UNKNOWABLE):
+def _from_options(given: Mapping[str, str]) -> Address | None:
+    if any(option in given for option in _UNKNOWABLE):
         return None
-    tls = "--ssl-keyfile" in options and "--ssl-certfile" in options
-    if uds := options.get("--uds"):
+    tls = "--ssl-keyfile" in given and "--ssl-certfile" in given
+    if uds := given.get("--uds"):
         return Address(uds=uds, tls=tls)
-    port = options.get("--port", str(DEFAULT_PORT))
+    port = given.get("--port", str(DEFAULT_PORT))
     if not port.isdecimal() or not 0 < int(port) < 65536:
         return None
-    return Address(host=_reachable(options.get("--host", "")), port=int(port), tls=tls)
+    return Address(host=_reachable(given.get("--host", "")), port=int(port), tls=tls)
 
 
 def _reachable(host: str) -> str:

@@ -1,7 +1,10 @@
 """What a command line runs: through an interpreter to its script or module, and whether that is a vLLM server."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
+from string import Template
 
 SERVER_MODULES = frozenset(("vllm.entrypoints.openai.api_server", "vllm.entrypoints.api_server"))
 """Run as `python -m MODULE`; 0.32 still has the first."""
@@ -14,6 +17,7 @@ _SHELL = re.compile(r"(?:ba|da|z|k|a)?sh")
 _PYTHON_VALUE = re.compile(r"-[^-cmWX]*([cmWX])(.*)", re.DOTALL)
 _PYTHON_LONG_VALUE = "--check-hash-based-pycs"
 _SHELL_LONG_VALUES = frozenset(("--rcfile", "--init-file"))
+_OPERATOR = frozenset("();<>|&")
 
 
 def base_name(path: str) -> str:
@@ -48,6 +52,46 @@ def server_arguments(words: Sequence[str]) -> list[str] | None:
     if len(words) > 1 and words[1] in _SERVING and _VLLM.fullmatch(words[0]):
         return list(words[2:])
     return None
+
+
+def server_words(argv: Sequence[str], env: Mapping[str, str]) -> list[str]:
+    """The words that start a vLLM server, for `server_arguments`; wrappers and `bash -c CODE` are looked through.
+
+    `env` fills in variables inside such code, where the words end with the command. Empty: it starts none.
+    """
+    for words in _commands(argv, env):
+        for start in range(len(words)):
+            if server_arguments(words[start:]) is not None:
+                return list(takewhile(lambda word: not word or not _OPERATOR.issuperset(word), words[start:]))
+    return []
+
+
+def options(arguments: Sequence[str]) -> dict[str, str]:
+    """The long options with their values, as argparse takes them: the last one counts, `_` is `-`."""
+    found: dict[str, str] = {}
+    for position, word in enumerate(arguments):
+        if word.startswith("--"):
+            option, has_value, value = word.partition("=")
+            following = arguments[position + 1] if position + 1 < len(arguments) else ""
+            found[option.replace("_", "-")] = value if has_value else following
+    return found
+
+
+def _commands(argv: Sequence[str], env: Mapping[str, str]) -> Iterator[list[str]]:
+    yield list(argv)
+    for start in range(len(argv)):
+        if code := shell_code(argv[start:]):
+            try:
+                words = _split(code)
+            except ValueError:  # an open quotation mark
+                continue
+            yield from _commands([Template(word).safe_substitute(env) for word in words], env)
+
+
+def _split(code: str) -> list[str]:
+    lexer = shlex.shlex(code.replace("\\\n", " ").replace("\n", " ; "), posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    return list(lexer)
 
 
 def _python_script(rest: list[str]) -> list[str]:

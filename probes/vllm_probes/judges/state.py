@@ -17,6 +17,7 @@ from vllm_probes.events import (
     EndpointSampled,
     Event,
     Exited,
+    HostSampled,
     LogRecorded,
     PhaseChanged,
     ProcessesSampled,
@@ -76,6 +77,8 @@ class Memory:
     """It is vLLM: its command line, a log line or a process says so."""
     phase: str | None = None
     progress: tuple[str, float, float] | None = None
+    downloads: bool = False
+    """Files of the hub grow, or have just grown."""
     stop_mono: float | None = None
     """When somebody first asked for the end."""
     stop_requested: bool = False
@@ -107,6 +110,8 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
             return _processes_sampled(memory, event)
         case EndpointSampled():
             return _endpoint_sampled(memory, event)
+        case HostSampled():
+            return _host_sampled(memory, event)
         case StopRequested():
             return _stop_requested(memory, event)
         case CommandEnded():
@@ -257,6 +262,18 @@ def _endpoint_sampled(memory: Memory, event: EndpointSampled) -> Result:
     state: State = "serving" if event.active else "sleeping" if awake and not any(awake) else "idle"
     memory, changed = _move(memory, event, state)
     return memory, more + conclusions + changed
+
+
+def _host_sampled(memory: Memory, event: HostSampled) -> Result:
+    """vLLM says nothing while it downloads (0.32, weight_utils.py: the hub's bars are off): its growing files do."""
+    grows = bool(event.download_bytes_per_s)
+    if grows and memory.state in ("starting", "loading") and memory.phase != "weights":
+        memory = replace(memory, state="downloading", downloads=True)
+        entered = PhaseChanged(**_stamp(event), phase="download", label="downloading the model", line_number=0)
+        return memory, [entered, StateChanged(**_stamp(event), state="downloading")]
+    if memory.downloads and event.download_bytes is None and memory.state == "downloading":
+        return _move(replace(memory, downloads=False), event, "loading")
+    return memory, []
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def _server_kind(sample: EndpointSampled) -> tuple[object, ...]:
 
 def _host_kind(sample: HostSampled) -> tuple[object, ...]:
     swaps = (sample.swap_bytes_per_s or 0.0) > SWAPS_ABOVE_BYTES_PER_S
-    return (sample.oom_kill_count, sample.download_bytes is None, swaps, sample.model_filesystem)
+    grows = bool(sample.download_bytes_per_s)
+    return (sample.oom_kill_count, sample.download_bytes is None, grows, swaps, sample.model_filesystem)
 
 
 class _Gpus:

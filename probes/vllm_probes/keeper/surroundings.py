@@ -1,16 +1,23 @@
 """What a session looks at whether an attempt runs or not: the GPUs and the host."""
 
+from pathlib import Path
+
 import psutil
 from msgspec.structs import asdict, replace
 
-from vllm_probes.events import GpuFaulted, GpusSampled
+from vllm_probes.events import SERVER_STATES, GpuFaulted, GpusSampled
+from vllm_probes.judges.model_location import ModelLocation, model_location
 from vllm_probes.keeper.folder import Launch
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.rows import GpuProcess, GpuRow
 from vllm_probes.sensors import gpu, tree
+from vllm_probes.sensors.disk import is_network_filesystem
+from vllm_probes.sensors.host import HostSensor
 
 HEARTBEAT_S = 5.0
 """GPUs that do not change are told so: views show how old their figures are."""
+HOST_EVERY = 5
+"""Looks between two at the host."""
 
 
 class Surroundings:
@@ -22,6 +29,10 @@ class Surroundings:
         self._gpus.start()
         self._told_mono = float("-inf")
         self._names: dict[int, tuple[str, str | None]] = {}
+        self._host = HostSensor()
+        self._cwd = Path(launch.spec.cwd)
+        self._model = _model(launch)
+        self._looks = 0
 
     def close(self) -> None:
         self._gpus.close()
@@ -34,6 +45,16 @@ class Surroundings:
                 self._stream.publish(GpuFaulted(**stamp, **asdict(seen)))
             else:
                 self._tell_gpus(seen)
+        if self._looks % HOST_EVERY == 0:
+            self._look_at_host()
+        self._looks += 1
+
+    def _look_at_host(self) -> None:
+        model, stamp, place = self._stream.model, self._stream.stamp(), self._model
+        path = self._cwd / place.path if place and place.path else None
+        hub = self._cwd / place.hub if place and place.hub and model.state not in SERVER_STATES else None
+        read_bytes = sum(row.read_bytes for row in model.processes.values()) if model.processes else None
+        self._stream.publish(self._host.sample(stamp, path, hub, read_bytes, place.model_id if place else None))
 
     def _tell_gpus(self, sample: gpu.GpuSample) -> None:
         stamp = self._stream.stamp()
@@ -63,3 +84,10 @@ def _user(pid: int) -> str | None:
         return psutil.Process(pid).username()
     except psutil.Error:
         return None
+
+
+def _model(launch: Launch) -> ModelLocation | None:
+    """What the server loads. A working directory that may not answer is not asked what there is in it."""
+    spec, cwd = launch.spec, Path(launch.spec.cwd)
+    exists = (lambda name: False) if is_network_filesystem(cwd) else (lambda name: (cwd / name).exists())
+    return model_location(spec.argv, spec.env, exists)

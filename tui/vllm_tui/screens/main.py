@@ -1,7 +1,7 @@
 """The main screen: header, notices, GPUs, processes and engine, the log, and the keys."""
 
 from textual.app import ComposeResult
-from textual.containers import Container, Horizontal, Vertical
+from textual.containers import Container, Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.screen import Screen
 
@@ -44,7 +44,7 @@ class MainScreen(Screen[None]):
             yield GpuSummary()
             yield ProcessSummary()
             yield EngineSummary()
-        with Vertical(id="panels"):
+        with VerticalScroll(id="panels"):
             with Container(id="tables"):
                 yield GpuPanel(id="gpus")
                 with Horizontal():
@@ -70,6 +70,8 @@ class MainScreen(Screen[None]):
             self.app.notify("Nothing runs: there is neither a GPU nor a process nor a server to show.", markup=False)
             return
         self.toggle_class("-toggled")
+        instead_of_log = self.has_class("-toggled", "-narrow")
+        (self.query_one("#panels") if instead_of_log else self.log_pane.view).focus()
 
     def action_find(self, backwards: bool) -> None:
         self.log_pane.find(backwards=backwards)

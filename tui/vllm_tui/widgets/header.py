@@ -8,11 +8,23 @@ from textual.content import Content
 from vllm_probes.events import ProgressChanged, StopRequested
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import DebugSetting
-from vllm_tui.format import STATE_LOOKS, bar, clock, duration, plural, printable, short_command, state_word
+from vllm_tui.format import (
+    STATE_LOOKS,
+    UNKNOWN,
+    bar,
+    clock,
+    duration,
+    plural,
+    printable,
+    short_command,
+    size,
+    state_word,
+)
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.rows import Panel, joined, spread
 
 BAR_WIDTH = 20
+FLOWS_BYTES_PER_S = 1e6
 STEPS = ("SIGINT", "SIGTERM", "SIGKILL")
 
 
@@ -114,6 +126,7 @@ def activity_row(situation: Situation) -> Content | None:
     parts = [
         Content(printable(label)),
         progress_mark(attempt.progress) if attempt.progress else Content(""),
+        flow_mark(situation),
         Content.styled(f"for {duration(situation.now - since)}", "dim"),
     ]
     return Content.assemble(" ", joined(parts, "  "))
@@ -138,6 +151,20 @@ def stop_sentence(situation: Situation, attempt: AttemptModel, stop: StopRequest
         return f"{sent} {ago}"
     hint = "" if situation.readonly or situation.pace else ", x at once"
     return f"{sent} {ago}; {STEPS[STEPS.index(last.signal) + 1]} follows if they stay{hint}"
+
+
+def flow_mark(situation: Situation) -> Content:
+    """`12.3G so far, 210M/s`, or how fast the run reads and from where; empty where nothing flows."""
+    host = situation.model.host
+    if host is None or situation.model.state not in ("downloading", "loading"):
+        return Content("")
+    if situation.model.state == "downloading" and host.download_bytes is not None:
+        rate = host.download_bytes_per_s
+        return Content(f"{size(host.download_bytes)} so far, {UNKNOWN if rate is None else size(int(rate))}/s")
+    if (host.model_read_bytes_per_s or 0.0) < FLOWS_BYTES_PER_S:
+        return Content("")
+    where = f" from {printable(host.model_filesystem)}" if host.model_filesystem else ""
+    return Content(f"reads {size(int(host.model_read_bytes_per_s or 0))}/s{where}")
 
 
 def progress_mark(progress: ProgressChanged) -> Content:

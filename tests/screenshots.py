@@ -57,12 +57,20 @@ def in_state(*states: str) -> Callable[[VllmTui], bool]:
     return lambda app: app.situation.model.state in states
 
 
+def hangs(app: VllmTui) -> bool:
+    """One GPU does nothing while the others spin."""
+    busy = [row.busy_percent for row in app.situation.model.gpus.rows.values()]
+    return busy.count(0) == 1 and busy.count(100) == len(busy) - 1
+
+
 async def demo_pictures() -> None:
     with own_state() as environment:
         folder, run = session(["demo", "--headless"], environment)
         await picture(folder, "starting", (120, 36), [], in_state("loading", "compiling", "warming_up"))
         for size in ((80, 24), (120, 36), (200, 50)):
             await picture(folder, "demo", size, [], in_state("serving"))
+        for size in ((80, 24), (120, 36), (200, 50)):
+            await picture(folder, "hang", size, [], hangs)
         await picture(folder, "stacks", (200, 50), ["s"], in_state("serving"))
         await picture(folder, "help", (120, 36), ["question_mark"], in_state("serving"))
         stop_run(folder.path)

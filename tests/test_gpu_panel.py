@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from tests.ui_source import SIZES, Script, ScriptedSource, gpu, running, screen_text, serving, shows, until
+from vllm_probes.events import GpuFaulted
 from vllm_probes.rows import GpuCard, GpuProcess, GpuRow
 from vllm_tui.widgets.gpus import busy_at, kinds, odd_ones, span
 
@@ -88,6 +89,24 @@ async def test_without_gpus_there_is_no_panel(script: Script, tmp_path: Path) ->
     async with running(source, tmp_path) as (app, pilot):
         await shows(app, pilot, "Worker_TP7")
         await until(pilot, lambda: "GPUs" not in screen_text(app))
+
+
+async def test_memory_of_others_is_named(script: Script, tmp_path: Path) -> None:
+    orphan = GpuProcess(pid=99, used_bytes=61 << 30, process="Worker_TP0", user="alice")
+    small = GpuProcess(pid=98, used_bytes=1 << 20, process="monitor", user="bob")
+    rows = [gpu(0), gpu(1, processes=[GpuProcess(pid=4032), orphan, small])]
+    async with running(with_gpus(script, tmp_path, *rows), tmp_path) as (app, pilot):
+        await shows(app, pilot, "GPU 1 has memory in use that is not of this run: 61.0G Worker_TP0 (99, alice).")
+        assert "monitor" not in screen_text(app)
+
+
+async def test_an_xid_is_told_and_kept_in_the_details(script: Script, tmp_path: Path) -> None:
+    source = with_gpus(script, tmp_path, gpu(0), cuda="12.8")
+    source.play(GpuFaulted(**script.stamp(50), index=0, xid=79, meaning="GPU has fallen off the bus"))
+    async with running(source, tmp_path, now=62) as (app, pilot):
+        await shows(app, pilot, "GPU 0 reported Xid 79 (GPU has fallen off the bus) 12 s ago.")
+        await pilot.press("D")
+        await shows(app, pilot, "570.86.15, runs CUDA up to 12.8", "NVIDIA H100 80GB HBM3", "limit 700 W", "Xid 79")
 
 
 @pytest.mark.parametrize(

@@ -45,14 +45,19 @@ def test_a_silent_program_is_told_and_ended_after_five_seconds(
     wait_for(lambda: not is_running(pid))
 
 
-def test_a_driver_gets_a_minute_to_open(watch_gpus: Callable[..., Watched], wait_for: WaitFor) -> None:
-    watched = watch_gpus("sleep", "inf")
+@pytest.mark.parametrize("lines", [(), ANSWER[:1], ANSWER + ANSWER[:1]], ids=["first", "opened", "opened anew"])
+def test_a_driver_gets_a_minute_to_open(
+    watch_gpus: Callable[..., Watched], wait_for: WaitFor, tmp_path: Path, lines: tuple[Opened | Looked, ...]
+) -> None:
+    text = shlex.quote(b"".join(map(encode, lines)).decode())
+    watched = watch_gpus("sh", "-c", f"printf %s {text}; touch {tmp_path}/said; exec sleep inf")
     sensor = watched.sensor
-    assert sensor.sample(100.0) == []
+    wait_for((tmp_path / "said").exists)
+    sensor.sample(100.0)
     (pid,) = watched.programs()
     (silent,) = sensor.sample(106.0)
     assert isinstance(silent, GpuSample)
-    assert (silent.status, silent.answered_mono) == ("silent", None)
+    assert (silent.status, silent.answered_mono) == ("silent", 100.0 if lines else None)
     assert sensor.sample(159.9) == []
     assert is_running(pid)
     sensor.sample(160.0)
@@ -159,7 +164,7 @@ def test_a_crash_is_told_with_its_signal(fake_driver: FakeDriver, watch_gpus: Ca
     watched.until(lambda sample: sample.status == "ok")
     fake_driver.write("crash nvmlDeviceGetName")
     sample = watched.until(lambda sample: sample.status == "failed")
-    assert "SIGABRT" in (sample.reason or "")
+    assert "died (Aborted)" in (sample.reason or "")
     fake_driver.write("gpus 2")
     watched.until(lambda sample: sample.status == "ok" and len(sample.rows) == 2, step_s=0.1)
 
@@ -204,9 +209,16 @@ def test_the_program_ends_when_nobody_reads_it(
     assert program.wait(10) == 0
 
 
-def test_the_program_loads_little() -> None:
-    unwanted = {"asyncio", "psutil", "httpx", "textual", "watchdog", "prometheus_client"}
-    assert not loaded_by("import vllm_probes.sensors.nvml") & unwanted
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("nvml", {"asyncio", "psutil", "httpx", "textual", "watchdog", "prometheus_client"}),
+        ("gpu", {"pynvml", "ctypes"}),
+        ("gpu_lines", {"pynvml", "ctypes", "asyncio"}),
+    ],
+)
+def test_only_the_program_loads_the_binding_and_little_else(module: str, unwanted: set[str]) -> None:
+    assert not loaded_by(f"import vllm_probes.sensors.{module}") & unwanted
 
 
 @pytest.mark.parametrize(("now", "due"), [(10.0, 11.0), (10.9, 11.0), (11.0, 12.0), (14.5, 15.5)])

@@ -108,8 +108,20 @@ def test_nobody_is_placed_before_any_memory_is_used() -> None:
 
 
 def test_a_stranger_is_who_is_not_of_the_run() -> None:
-    gpus = model([[(10, 5), (99, 7)]])
+    gpus = model([[(10, 5), (99, 7), (98, 7)]])
+    rows = [GpuProcess(pid=10), GpuProcess(pid=99, process="python"), GpuProcess(pid=98)]
+    gpus.apply(GpusSampled(**stamp(2), rows=[GpuRow(index=0, used_bytes=1, processes=rows)]))
     assert [one.pid for one in strangers(gpus, run(process(10, "worker", 0)))[0]] == [99]
+
+
+def test_nobody_is_placed_by_rank_where_a_process_of_this_host_is_named() -> None:
+    """Memory of an earlier run, before this one has any: pids can be compared, and none is of this run."""
+    gpus = model([[]])
+    named = [GpuProcess(pid=99, process="VLLM::Worker_TP0")]
+    gpus.apply(GpusSampled(**stamp(2), rows=[GpuRow(index=0, used_bytes=1, processes=named)]))
+    processes = run(process(10, "worker", 0))
+    assert names(residents(gpus, processes)) == {}
+    assert [one.pid for one in strangers(gpus, processes)[0]] == [99]
 
 
 def test_nobody_is_a_stranger_where_pids_cannot_be_compared() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vllm_probes.events import Conclusion, Event, ModelRestored, Observation, Stamp
+from vllm_probes.judges.judging import Memory, judge
 from vllm_probes.judges.rules import load_rules
-from vllm_probes.judges.state import Memory, step
 from vllm_probes.keeper.recording import read_events
 from vllm_probes.model import SessionModel, restore, snapshot
 
@@ -28,7 +28,7 @@ def test_judged_again_it_gives_the_same(path: Path) -> None:
     memory, conclusions = Memory(), []
     for event in events:
         if isinstance(event, Observation):
-            memory, more = step(rules, memory, event)
+            memory, more = judge(rules, memory, event)
             conclusions += more
     assert conclusions == [event for event in events if isinstance(event, Conclusion)]
 

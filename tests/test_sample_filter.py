@@ -95,12 +95,12 @@ def test_a_gpu_that_flickers_is_written_once_a_minute() -> None:
 def test_a_gpu_that_comes_to_rest_is_written_though_it_says_nothing_more() -> None:
     samples: list[list[GpuRow]] = [[gpu(0, 100), gpu(1, 100)] for _ in range(20)]
     samples += [[gpu(1, 0)], *([] for _ in range(10))]
-    assert written_gpus(samples) == [(0, [0, 1]), (23, [1])]
+    assert written_gpus(samples) == [(0, [0, 1]), (25, [1])]
 
 
 def test_power_that_falls_for_good_is_written() -> None:
     samples = [[gpu(0, 100, 600)] for _ in range(20)] + [[gpu(0, 100, 110)] for _ in range(10)]
-    assert [second for second, _ in written_gpus(samples)] == [0, 23]
+    assert [second for second, _ in written_gpus(samples)] == [0, 25]
 
 
 def test_a_lost_gpu_and_a_new_process_are_written_at_once() -> None:

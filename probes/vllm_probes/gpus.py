@@ -60,18 +60,25 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
 
 def residents(gpus: GpuModel, processes: Mapping[int, ProcessRow]) -> dict[int, list[Resident]]:
     """The processes of the run on each GPU, by NVML index: as the driver says, else as vLLM hands GPUs out."""
-    told = {index: list(_told(row.processes or (), processes)) for index, row in gpus.rows.items()}
-    return told if any(told.values()) else _inferred(gpus, processes)
+    if _speaks_of_our_pids(gpus, processes):
+        return {index: list(_told(row.processes or (), processes)) for index, row in gpus.rows.items()}
+    return _inferred(gpus, processes)
 
 
 def strangers(gpus: GpuModel, processes: Mapping[int, ProcessRow]) -> dict[int, list[GpuProcess]]:
     """The processes on each GPU that are none of this run; nobody where the driver's pids are not ours to compare."""
-    if any(one.inferred for ones in residents(gpus, processes).values() for one in ones):
+    if not _speaks_of_our_pids(gpus, processes):
         return {}
     return {
-        index: [process for process in row.processes or () if process.pid not in processes]
+        index: [process for process in row.processes or () if process.pid not in processes and process.process]
         for index, row in gpus.rows.items()
     }
+
+
+def _speaks_of_our_pids(gpus: GpuModel, processes: Mapping[int, ProcessRow]) -> bool:
+    """In a container the driver names pids of the host, or none: then it knows nobody that we know."""
+    told = [process for row in gpus.rows.values() for process in row.processes or ()]
+    return any(process.pid in processes or process.process for process in told)
 
 
 def visible_settings(processes: Mapping[int, ProcessRow]) -> list[str]:

@@ -20,6 +20,8 @@ from vllm_probes.events import (
     EndpointSampled,
     Event,
     Exited,
+    GpusSampled,
+    HostSampled,
     KeeperStarted,
     LogSampled,
     ProcessesSampled,
@@ -32,7 +34,7 @@ from vllm_probes.keeper.folder import Launch, Meta, SessionFolder, boot_id, crea
 from vllm_probes.keeper.recording import Recorder
 from vllm_probes.keeper.sample_filter import SampleFilter
 from vllm_probes.launch.spec import LaunchSpec
-from vllm_probes.rows import EngineSample, ProcessRow
+from vllm_probes.rows import EngineSample, GpuProcess, GpuRow, LatencyName, LatencyWindow, ProcessRow
 from vllm_probes.sensors.processes import difference
 
 DAY_S = 24 * 3600
@@ -61,6 +63,35 @@ def row(pid: int, second: int, dice: random.Random) -> ProcessRow:
     )
 
 
+def gpu(index: int, dice: random.Random) -> GpuRow:
+    """At work: every figure moves, and now and then the power cap holds its clocks down."""
+    return GpuRow(
+        index=index,
+        used_bytes=(71 << 30) + dice.randrange(1 << 24),
+        busy_percent=float(dice.randrange(70, 101)),
+        memory_busy_percent=float(dice.randrange(20, 60)),
+        power_w=round(dice.uniform(380, 560), 1),
+        temperature_c=float(dice.randrange(55, 66)),
+        sm_clock_mhz=1980.0,
+        throttle=["power cap"] if dice.random() < 0.2 else [],
+        processes=[GpuProcess(pid=100 + index, used_bytes=71 << 30)],
+    )
+
+
+def latencies(dice: random.Random) -> list[LatencyWindow]:
+    names: tuple[LatencyName, ...] = ("ttft", "tpot", "queue", "prefill", "e2e")
+    return [
+        LatencyWindow(name=name, count=60.0, p50_s=round(dice.random(), 4), p90_s=0.1234, p99_s=1.2345)
+        for name in names
+    ]
+
+
+def host(second: int, dice: random.Random) -> HostSampled:
+    names = [name for name in HostSampled.__struct_fields__ if name.endswith(("percent", "bytes_per_s"))]
+    figures = dict.fromkeys(names, 0.0) | {"cpu_percent": dice.uniform(0, 100)}
+    return HostSampled(**stamp(second), **figures, memory_used_bytes=dice.randrange(1 << 40), model_path="/models/m")
+
+
 def samples(second: int, told: dict[int, ProcessRow], dice: random.Random) -> list[Event]:
     rows, gone = difference(told, [row(pid, second, dice) for pid in range(100, 112)])
     told.update({changed.pid: changed for changed in rows})
@@ -73,8 +104,10 @@ def samples(second: int, told: dict[int, ProcessRow], dice: random.Random) -> li
         ProcessesSampled(**stamp(second), rows=rows, gone=gone),
         EndpointSampled(
             **stamp(second), url="http://127.0.0.1:8000", health="ok", status=200, active=second % 600 < 500,
-            own_clients=["127.0.0.1:40000"], engines=[engine],
+            own_clients=["127.0.0.1:40000"], engines=[engine], latencies=latencies(dice),
         ),
+        GpusSampled(**stamp(second), rows=[gpu(index, dice) for index in range(8)]),
+        *([host(second, dice)] if second % 5 == 0 else []),
         LogSampled(**stamp(second), size_bytes=second * 130, line_count=second),
     ]  # fmt: skip
 
@@ -120,9 +153,7 @@ def main() -> None:
         os.environ["XDG_STATE_HOME"] = environment["XDG_STATE_HOME"]
         spec = LaunchSpec(argv=["vllm"], env={}, cwd="/")
         size_bytes = write_day(create(Launch(spec=spec), command=["vllm"], name="day"))
-        print(
-            f"events.jsonl of a day, 12 processes that never rest: {size_bytes / 1e6:.1f} MB (goal 20, GPUs included)"
-        )
+        print(f"events.jsonl of a day, 12 processes and 8 GPUs that never rest: {size_bytes / 1e6:.1f} MB (goal 20)")
         report("attach to it, until the screen is right", [attach_s(environment) for _ in range(RUNS)], "s", "goal 0.5")
 
 

@@ -92,8 +92,8 @@ def measure(keeper: Keeper, program: psutil.Process, driver: FakeDriver, dice: r
         keeper_percent.append(100 * (keeper.cpu_s - keeper_s) / elapsed_s)
         pss_mb.append(program.memory_full_info().pss / 1e6)
     report(f"CPU of the program that asks, {GPUS} GPUs", program_percent, "%", "goal 1 % of a core")
-    report("CPU of the keeper for it", keeper_percent, "%", "goal 0.2 % of a core")
-    report("memory of the program (PSS)", pss_mb, "MB", "goal 25 MB")
+    report("CPU of the keeper for it", keeper_percent, "%", "no goal")
+    report("memory of the program (PSS)", pss_mb, "MB", "no goal")
 
 
 if __name__ == "__main__":

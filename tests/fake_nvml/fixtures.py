@@ -1,6 +1,5 @@
 """Fixtures for tests of GPUs: `pytest_plugins = ["tests.fake_nvml.fixtures"]` in the module that wants them."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,10 +7,7 @@ import pytest
 
 from tests.conftest import Spawn, WaitFor
 from tests.fake_nvml.driver import FakeDriver, build
-from tests.fake_nvml.watched import Watched
-
-QUICK = "from vllm_probes.sensors import nvml; nvml.TICK_S = 0.05; nvml.REOPEN_AFTER = 20; nvml.main()"
-"""The program with ticks that a test can wait for."""
+from tests.fake_nvml.watched import Watched, quick
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +31,7 @@ def watch_gpus(spawned: Spawn, wait_for: WaitFor) -> Iterator[Callable[..., Watc
     all_watched: list[Watched] = []
 
     def start(*command: str) -> Watched:
-        all_watched.append(Watched(command or (sys.executable, "-c", QUICK), wait_for))
+        all_watched.append(Watched(command or quick(), wait_for))
         return all_watched[-1]
 
     yield start

@@ -1,5 +1,6 @@
 """A GPU sensor under test."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,12 @@ import psutil
 from tests.conftest import WaitFor
 from vllm_probes.rows import GpuRow
 from vllm_probes.sensors.gpu import GpuSample, GpuSensor, GpuXid
+
+
+def quick(reopen_after: int = 1_000_000, forget_every: int = 1_000_000) -> list[str]:
+    """The program that asks the driver, with ticks that a test can wait for."""
+    settings = f"nvml.TICK_S = 0.05; nvml.REOPEN_AFTER = {reopen_after}; nvml.FORGET_EVERY = {forget_every}"
+    return [sys.executable, "-c", f"from vllm_probes.sensors import nvml; {settings}; nvml.main()"]
 
 
 class Watched:

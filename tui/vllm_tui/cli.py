@@ -1,5 +1,6 @@
 """The command line: standard output is data, standard error is diagnostics."""
 
+import io
 import os
 import shutil
 import signal
@@ -34,6 +35,9 @@ class CliError(click.ClickException):
 
 def main() -> None:
     """Entry point: what stands behind the first `--` is the command to launch, and never an option of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal has every symbol
     arguments, command = _split(sys.argv[1:])
     if not (arguments and (arguments[0] in cli.commands or arguments[0] in ("--help", "-h", "--version"))):
         arguments = _implied_run(arguments, command)
@@ -68,6 +72,7 @@ def cli() -> None:
     vllm-tui --headless -- COMMAND …    the same as JSON lines, without a terminal
     vllm-tui attach                     come back to a session
     vllm-tui demo                       see a hang, without vLLM and without a GPU
+    vllm-tui doctor                     see what will not work on this host, and why
 
     What stands behind -- is launched as it is. It goes on when the terminal goes away.
     """
@@ -117,6 +122,24 @@ def ls(command: list[str] | None, *, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
+def doctor(command: list[str] | None, *, as_json: bool) -> None:
+    """Tell what will and will not work on this host, and how to fix it; exit code 1 if something will not."""
+    _no_command(command)
+    from vllm_probes.doctor import examine
+    from vllm_tui import doctor
+
+    checks = examine()
+    if as_json:
+        click.echo(doctor.as_json(checks))
+    else:
+        for line, colour in doctor.as_lines(checks, shutil.get_terminal_size().columns):
+            click.echo(line if colour is None or os.environ.get("NO_COLOR") else click.style(line, fg=colour))
+    sys.exit(0 if doctor.works(checks) else 1)
+
+
+@cli.command()
 @click.argument("session")
 @click.pass_obj
 def replay(command: list[str] | None, session: str) -> None:
@@ -140,9 +163,10 @@ def demo(command: list[str] | None, *, headless: bool) -> None:
     _no_command(command)
     if not headless:
         _need_terminal()
-    from vllm_probes.demo import demo_command
+    from vllm_probes.demo import demo_command, gpu_command
 
-    folder = _launch(demo_command(), None, [], bare=False)
+    command = demo_command()
+    folder = _launch(command, None, [], bare=False, gpus=gpu_command(command))
     _watch(folder, headless=headless, readonly=False, with_code=True)
 
 
@@ -183,7 +207,9 @@ def _need_attachable(folder: "SessionFolder") -> None:
         raise CliError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
 
 
-def _launch(command: list[str], name: str | None, levers: list[str], bare: bool) -> "SessionFolder":
+def _launch(
+    command: list[str], name: str | None, levers: list[str], bare: bool, gpus: Sequence[str] = ()
+) -> "SessionFolder":
     """Start the command, then the keeper that watches it: vLLM waits for nothing of ours."""
     from vllm_probes.keeper.attempts import first_attempt, start_keeper
     from vllm_probes.keeper.folder import FolderError, Launch, create
@@ -195,7 +221,7 @@ def _launch(command: list[str], name: str | None, levers: list[str], bare: bool)
     spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=_current_folder())
     if levers:
         _need_levers(levers, spec)
-    launch = Launch(spec=spec, levers=levers, bare=bare)
+    launch = Launch(spec=spec, levers=levers, bare=bare, gpus=list(gpus))
     # Held back until a view can make a stop of them: a command that is just being launched must not be left alone.
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:

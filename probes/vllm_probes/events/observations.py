@@ -109,7 +109,7 @@ class EndpointSampled(Observation, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class GpusSampled(Observation, frozen=True, kw_only=True):
+class GpusSampled(Observation, frozen=True, kw_only=True, omit_defaults=True):
     """What differs of the GPUs since the last one, or that the driver does not answer."""
 
     status: Literal["ok", "absent", "failed", "silent"] = "ok"
@@ -120,7 +120,7 @@ class GpusSampled(Observation, frozen=True, kw_only=True):
     """While `silent`: when the driver last answered; None: it never did."""
     driver: str | None = None
     cuda: str | None = None
-    """Versions: of the driver, and the newest CUDA that it can run."""
+    """Versions: of the driver, and the newest CUDA that it can run; told when they are new."""
     cards: list[GpuCard] = []
     rows: list[GpuRow] = []
 
@@ -134,7 +134,7 @@ class GpuFaulted(Observation, frozen=True, kw_only=True):
     """In a few words; None: not a known one."""
 
 
-class HostSampled(Observation, frozen=True, kw_only=True):
+class HostSampled(Observation, frozen=True, kw_only=True, omit_defaults=True):
     """The host, and the limits that this run has on it. None: this host does not tell."""
 
     cpu_percent: float | None = None

@@ -68,7 +68,7 @@ def model_location(
     model_id = model.partition(":")[0]  # REPOSITORY:QUANTISATION names one file of a GGUF repository
     if "://" in model or not _HUB_ID.fullmatch(model_id):
         return ModelLocation(model=model)
-    hub = _hub(given.get("--download-dir"), env)
+    hub = hub_cache(env, given.get("--download-dir"))
     path = None if hub is None else join(hub, folder_name(model_id))
     return ModelLocation(model=model, path=path, model_id=model_id, hub=hub)
 
@@ -92,8 +92,11 @@ def _positional(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _hub(download_dir: str | None, env: Mapping[str, str]) -> str | None:
-    """As huggingface_hub works it out (constants.py, the same in 0.30 and 2.4): set but empty counts as set."""
+def hub_cache(env: Mapping[str, str], download_dir: str | None = None) -> str | None:
+    """The cache folder of the Hugging Face hub; None with ModelScope, and where HOME is not known.
+
+    As huggingface_hub works it out (constants.py, the same in 0.30 and 2.4): set but empty counts as set.
+    """
     if env.get("VLLM_USE_MODELSCOPE", "").strip().lower() in ("1", "true"):  # envs.py of 0.32
         return None
     if download_dir:

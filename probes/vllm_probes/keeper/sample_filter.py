@@ -29,7 +29,7 @@ HOST_DRIFT_S = 60.0
 DOWNLOAD_DRIFT_S = 10.0
 GPU_DRIFT_S = 60.0
 GPU_REST_S = 5.0
-GPU_SETTLES_S = 3.0
+GPU_SETTLES_S = 5.0
 """A GPU that flickers between busy and idle is no news until it has come to stay."""
 GPU_POWER_STEP = 0.25
 """Power that has come to stay this much higher or lower is news: a kernel that spins draws little."""
@@ -148,14 +148,16 @@ class _Gpus:
                 self._moved_mono[row.index] = event.mono
             self._now[row.index] = row
         rows = [row for row in self._now.values() if self._is_news(event.mono, row)]
+        if any(self._age_s(event.mono, row) >= GPU_DRIFT_S for row in rows):  # one line for all, not one for each
+            rows = [row for row in self._now.values() if self._age_s(event.mono, row) >= GPU_REST_S]
         self._told |= {row.index: (event.mono, row) for row in rows}
         return rows
 
     def _is_news(self, mono: float, row: GpuRow) -> bool:
         if row.index not in self._told:
             return True
-        told_mono, told = self._told[row.index]
-        age_s = mono - told_mono
+        _, told = self._told[row.index]
+        age_s = self._age_s(mono, row)
         settled = age_s >= GPU_REST_S and mono - self._moved_mono[row.index] >= GPU_SETTLES_S
         return (
             row.error != told.error
@@ -163,6 +165,10 @@ class _Gpus:
             or (settled and (_activity(row) != _activity(told) or _power_differs(told, row)))
             or (age_s >= GPU_DRIFT_S and row != told)
         )
+
+    def _age_s(self, mono: float, row: GpuRow) -> float:
+        """Since it was written; one that never was is as old as can be."""
+        return mono - self._told[row.index][0] if row.index in self._told else float("inf")
 
 
 def _activity(row: GpuRow) -> tuple[object, ...]:

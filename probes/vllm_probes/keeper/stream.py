@@ -15,7 +15,7 @@ from vllm_probes.events import (
     Stamp,
     TroubleNoted,
 )
-from vllm_probes.judges import state
+from vllm_probes.judges.judging import Memory, judge
 from vllm_probes.judges.rules import Rule
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.recording import Recorder, read_events
@@ -29,7 +29,7 @@ class Stream:
     def __init__(self, folder: SessionFolder, rules: Mapping[str, Rule], send: Callable[[Event], None]) -> None:
         self.model = SessionModel()
         self._rules, self._send = rules, send
-        self._memory = state.Memory()
+        self._memory = Memory()
         self._node = socket.gethostname()
         self._filter = SampleFilter()
         self.attempt = 0
@@ -56,7 +56,7 @@ class Stream:
         self.model.apply(event)
         self._send(event)
         if recorded is not None and isinstance(recorded, Observation):
-            self._memory, conclusions = state.step(self._rules, self._memory, recorded)
+            self._memory, conclusions = judge(self._rules, self._memory, recorded)
             for conclusion in conclusions:
                 self.publish(conclusion)
         self._watch_disk()
@@ -94,7 +94,7 @@ class Stream:
                 continue
             self.model.apply(event)
             if isinstance(event, Observation):
-                self._memory, missing = state.step(self._rules, self._memory, event)
+                self._memory, missing = judge(self._rules, self._memory, event)
                 self._note_line(event)
             elif missing and type(event) is type(missing[0]):
                 missing = missing[1:]

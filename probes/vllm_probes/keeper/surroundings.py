@@ -25,7 +25,7 @@ class Surroundings:
 
     def __init__(self, stream: Stream, launch: Launch) -> None:
         self._stream = stream
-        self._gpus = gpu.GpuSensor(launch.gpus or gpu.COMMAND)
+        self._gpus = gpu.GpuSensor(launch.gpus)
         self._gpus.start()
         self._told_mono = float("-inf")
         self._names: dict[int, tuple[str, str | None]] = {}
@@ -61,10 +61,22 @@ class Surroundings:
         news = gpu.difference(self._stream.model.gpus, sample)
         if news is None and sample.status == "ok" and stamp["mono"] - self._told_mono >= HEARTBEAT_S:
             news = replace(sample, cards=[], rows=[])
-        if news is not None:
-            self._told_mono = stamp["mono"]
-            rows = [self._named(row) for row in news.rows]
-            self._stream.publish(GpusSampled(**stamp, **asdict(replace(news, rows=rows))))
+        if news is None:
+            return
+        self._told_mono = stamp["mono"]
+        known = self._stream.model.gpus
+        self._stream.publish(
+            GpusSampled(
+                **stamp,
+                status=news.status,
+                reason=news.reason,
+                answered_mono=news.answered_mono,
+                driver=news.driver if news.driver != known.driver else None,
+                cuda=news.cuda if news.cuda != known.cuda else None,
+                cards=news.cards,
+                rows=[self._named(row) for row in news.rows],
+            )
+        )
 
     def _named(self, row: GpuRow) -> GpuRow:
         """With the names of those processes that are not of this run."""

@@ -21,7 +21,7 @@ COMMAND = (sys.executable, "-m", "vllm_probes.sensors.nvml")
 
 SILENT_AFTER_S = 5.0
 OPENING_S = 60.0
-"""A driver that has to wake its GPUs up opens slowly; a program that was ended before would never get there."""
+"""A driver that has to wake its GPUs up is slow until its first look: a program ended before would never get there."""
 DYING_S = 2.0
 """How long a killed program may take to go before it is said to be stuck."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -73,9 +73,9 @@ class GpuSensor:
     driver (state D) may never be. A host without a driver is not looked at again.
     """
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        """Prepare; `command` is a program that speaks the lines of `gpu_lines`."""
-        self._command = list(command)
+    def __init__(self, command: Sequence[str] | None = None) -> None:
+        """Prepare; `command` is a program that speaks the lines of `gpu_lines`, None the one that asks the driver."""
+        self._command = list(command or COMMAND)
         self._program: _Program | None = None
         self._start_mono = float("-inf")
         self._pause_s = FIRST_PAUSE_S
@@ -158,7 +158,7 @@ class GpuSensor:
         """End a program that says nothing any more."""
         if program.quiet_s(mono) < SILENT_AFTER_S:
             return
-        if program.has_spoken or program.quiet_s(mono) >= OPENING_S:
+        if not program.is_opening or program.quiet_s(mono) >= OPENING_S:
             program.kill(mono)
         reason = self._silence(program, mono)
         if not program.has_explained and (self._known.status, self._known.reason) != ("silent", reason):
@@ -190,7 +190,8 @@ class _Program:
         self._output = cast(IO[bytes], self._process.stdout)
         os.set_blocking(self._output.fileno(), False)
         self.pid = self._process.pid
-        self.has_spoken = False
+        self.is_opening = True
+        """It has not looked yet since it opened the driver."""
         self.has_explained = False
         """It said why it ends."""
         self._unfinished = b""
@@ -207,7 +208,7 @@ class _Program:
             self._unfinished = b""
         lines = [line for text in whole if (line := decode(text))]
         if lines:
-            self.has_spoken, self._heard_mono = True, mono
+            self.is_opening, self._heard_mono = isinstance(lines[-1], Opened), mono
         return lines
 
     def _chunks(self) -> Iterator[bytes]:
@@ -231,7 +232,7 @@ class _Program:
         """How it ended, after `has_ended`."""
         code = self._process.returncode
         if code < 0:
-            return f"died of {signal.Signals(-code).name}, in the driver's library"
+            return f"died ({signal.strsignal(-code)})"
         return f"ended with code {code}: keeper.log may say why"
 
     def kill(self, mono: float) -> None:

@@ -11,7 +11,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ SLOW_EVERY = 5
 FORGET_EVERY = 300
 """Ticks until what a GPU does not support is asked again: to cut it into instances changes that."""
 REOPEN_AFTER = 60
-"""Ticks with a GPU that does not answer, after which the driver is opened anew: what was reset needs that."""
+"""Ticks with a GPU that does not answer, after which the driver is opened anew, as what was reset needs it; twice as
+many each time."""
 XIDS_PER_TICK = 50
 """A fault can be reported over and over: the rest waits for the next tick."""
 
@@ -102,7 +103,7 @@ class Gpu:
 class XidWatch:
     """Sleeps, and wakes up for an Xid. One lost GPU makes every wait fail at once: then it only sleeps."""
 
-    def __init__(self, gpus: Iterable[Gpu]) -> None:
+    def __init__(self, gpus: Sequence[Gpu]) -> None:
         self._indices = {_address(gpu.handle): gpu.index for gpu in gpus}
         self._set: Any = None
         with suppress(pynvml.NVMLError):
@@ -111,7 +112,7 @@ class XidWatch:
                 with suppress(pynvml.NVMLError):  # not every GPU can
                     pynvml.nvmlDeviceRegisterEvents(gpu.handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
 
-    def covers(self, gpus: Iterable[Gpu]) -> bool:
+    def covers(self, gpus: Sequence[Gpu]) -> bool:
         """Whether it waits for these GPUs."""
         return {_address(gpu.handle) for gpu in gpus} == set(self._indices)
 
@@ -141,13 +142,14 @@ class XidWatch:
 
 
 class Driver:
-    """The driver from its opening on.
-
-    Raises:
-        pynvml.NVMLError: it cannot be used.
-    """
+    """The driver from its opening on."""
 
     def __init__(self) -> None:
+        """Open it.
+
+        Raises:
+            pynvml.NVMLError: it cannot be used.
+        """
         pynvml.nvmlInit()
         self.opened = _versions(Target())
         self._gpus = [Gpu(index) for index in range(pynvml.nvmlDeviceGetCount())]
@@ -156,25 +158,21 @@ class Driver:
         self._cards: dict[int, GpuCard] = {}
         self._xids = XidWatch(())
         self._tick = 0
-        self._ticks_without = 0
+        self.lost_ticks = 0
+        """For how many ticks some GPU has not answered."""
 
     def look(self) -> Looked:
         """Every GPU now; every SLOW_EVERYth time thoroughly."""
         rows = [gpu.look(self._tick) for gpu in self._gpus]
         if self._tick % SLOW_EVERY == 0:
             self._watch_those_that_answer()
-        self._ticks_without = self._ticks_without + 1 if any(row.error for row in rows) else 0
+        self.lost_ticks = self.lost_ticks + 1 if any(row.error for row in rows) else 0
         self._tick += 1
         return Looked(rows=rows, cards=self._changed_cards())
 
     def wait(self, timeout_s: float) -> Faulted | None:
         """As long, or until an Xid comes."""
         return self._xids.wait(timeout_s)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether it is time to open the driver anew."""
-        return self._ticks_without >= REOPEN_AFTER
 
     def close(self) -> None:
         self._xids.close()
@@ -200,6 +198,7 @@ def watch() -> None:
     Raises:
         BrokenPipeError: nobody listens any more.
     """
+    patience = REOPEN_AFTER
     while True:
         try:
             driver = Driver()
@@ -208,11 +207,12 @@ def watch() -> None:
             return
         _say(driver.opened)
         due = time.monotonic()
-        while not driver.is_stale:
+        while driver.lost_ticks < patience:
             _say(driver.look())
             due = next_tick(due, time.monotonic())
             _say_xids(driver, due)
         driver.close()
+        patience *= 2
 
 
 def next_tick(due: float, now: float) -> float:

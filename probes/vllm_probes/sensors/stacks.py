@@ -68,7 +68,7 @@ async def _capture_one(target: ProcessRef, folder: Path, timeout_s: float) -> St
     try:
         code, stdout, stderr = await _dump(py_spy, target.pid, timeout_s)
         if code != 0:
-            return failed(explain(stderr, target, py_spy, _ptrace_scope()))
+            return failed(explain(stderr, target, py_spy, ptrace_scope()))
         _save(folder / file, stdout)
     except TimeoutError:
         return failed(f"{target.process} (pid {target.pid}) gave no stacks within {timeout_s:g} s: see its state.")
@@ -107,7 +107,7 @@ def _save(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def _ptrace_scope() -> int | None:
+def ptrace_scope() -> int | None:
     try:
         return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
     except (OSError, ValueError):

@@ -9,15 +9,16 @@ from textual.content import Content
 
 from vllm_probes.launch.levers import unset_line
 from vllm_probes.model import AttemptModel
-from vllm_probes.rows import Change
-from vllm_tui.format import duration, ending, state_word
+from vllm_probes.rows import Change, GpuCard, GpuRow
+from vllm_tui.format import UNKNOWN, duration, ending, plural, size, state_word
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Situation, lasted_s
+from vllm_tui.widgets.host import part
 from vllm_tui.widgets.rows import entry
 
 
 class DetailsPage(Page):
-    """Command, changes, debug settings with their costs, attempts and troubles."""
+    """Command, changes, debug settings with their costs, attempts, GPUs, host and troubles."""
 
     BINDINGS = [Binding("u", "copy_unset", "copy unset", show=False)]
 
@@ -29,7 +30,7 @@ class DetailsPage(Page):
         return Content.styled("Details", "bold")
 
     def page_rows(self, width: int) -> list[Content]:
-        sections = (launch_rows, setting_rows, attempt_rows, trouble_rows)
+        sections = (launch_rows, setting_rows, attempt_rows, gpu_rows, host_rows, trouble_rows)
         return [row for section in sections for row in section(self._situation, width)]
 
     def action_copy_unset(self) -> None:
@@ -92,6 +93,52 @@ def attempt_text(attempt: AttemptModel) -> str:
         how = ending(attempt.ended.code, attempt.ended.signal)
         parts.append(f"{how} after {duration(lasted_s(attempt, attempt.ended))}")
     return " · ".join(parts)
+
+
+def gpu_rows(situation: Situation, width: int) -> Iterator[Content]:
+    gpus = situation.model.gpus
+    if gpus.status is None:
+        return
+    yield from heading("GPUs")
+    if gpus.driver:
+        yield from entry("driver", f"{gpus.driver}, runs CUDA up to {gpus.cuda or UNKNOWN}", width)
+    if gpus.reason:
+        yield from entry(gpus.status, gpus.reason, width)
+    for index, card in sorted(gpus.cards.items()):
+        yield from entry(f"GPU {index}", gpu_text(card, gpus.rows.get(index)), width)
+    for fault in gpus.faults:
+        at = time.strftime("%H:%M:%S", time.localtime(fault.time))
+        yield from entry(f"Xid {fault.xid}", f"{at} on GPU {fault.index}: {fault.meaning or 'not a known one'}", width)
+
+
+def gpu_text(card: GpuCard, row: GpuRow | None) -> str:
+    """`NVIDIA H100 80GB HBM3 · GPU-5c1… · limit 700 W · slowed by: hot · pids 411, 412`."""
+    parts = [card.name, card.uuid, card.bus_id, "cut into MIG instances" if card.mig else None]
+    if card.power_limit_w is not None:
+        parts.append(f"limit {card.power_limit_w:.0f} W")
+    if row is not None:
+        parts += [row.error, f"slowed by: {', '.join(row.throttle)}" if row.throttle else None]
+        if row.processes:
+            parts.append(f"pids {', '.join(str(process.pid) for process in row.processes)}")
+    return " · ".join(part for part in parts if part)
+
+
+def host_rows(situation: Situation, width: int) -> Iterator[Content]:
+    host = situation.model.host
+    if host is None:
+        return
+    yield from heading("Host")
+    if host.model_path:
+        network = ", over a network" if host.model_is_remote else ""
+        yield from entry("model", f"{host.model_path} on {host.model_filesystem or UNKNOWN}{network}", width)
+    yield from entry("swap", part(host.swap_used_bytes, host.swap_total_bytes), width)
+    limits = [
+        f"memory {size(host.cgroup_memory_limit_bytes)}" if host.cgroup_memory_limit_bytes is not None else "",
+        f"{host.cgroup_cpu_limit:g} cores" if host.cgroup_cpu_limit is not None else "",
+    ]
+    yield from entry("cgroup limits", ", ".join(filter(None, limits)) or "none", width)
+    if host.oom_kill_count:
+        yield from entry("out of memory", f"{plural(host.oom_kill_count, 'process')} killed in this cgroup", width)
 
 
 def trouble_rows(situation: Situation, width: int) -> Iterator[Content]:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from textual.content import Content
 
 from vllm_probes.events import Exited
+from vllm_probes.gpus import strangers, visible_to_run
+from vllm_probes.judges.gpu_signatures import HELD_BYTES
 from vllm_probes.log.line import parse_line
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Finding, Hold
@@ -48,6 +50,7 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
         yield from lever_notices(attempt)
         yield from file_notices(situation, attempt)
     yield from gpu_notices(situation)
+    yield from stranger_notices(situation)
     yield from disk_notices(situation)
     yield from trouble_notices(situation)
     if count := situation.model.unknown_line_count:
@@ -168,6 +171,19 @@ def gpu_notices(situation: Situation) -> Iterator[tuple[str, str]]:
             "error",
             f"GPU {index} reported Xid {fault.xid}{f' ({fault.meaning})' if fault.meaning else ''} {ago} ago.",
         )
+
+
+def stranger_notices(situation: Situation) -> Iterator[tuple[str, str]]:
+    """Memory of a GPU of this run that processes of others have: the next allocation may fail."""
+    model = situation.model
+    if not situation.command_runs:
+        return
+    others = strangers(model.gpus, model.processes)
+    for index in visible_to_run(model.processes, model.gpus.cards):
+        holders = [one for one in others.get(index, ()) if (one.used_bytes or 0) >= HELD_BYTES]
+        if holders:
+            names = ", ".join(f"{size(one.used_bytes or 0)} {one.process} ({one.pid}, {one.user})" for one in holders)
+            yield "warning", f"GPU {index} has memory in use that is not of this run: {names}."
 
 
 def disk_notices(situation: Situation) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""From facts to checks: pure, no I/O, no clock."""

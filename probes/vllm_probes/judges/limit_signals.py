@@ -15,8 +15,10 @@ CROWDED = 4.0
 """From so many requests at a time an engine that works at its own pace is never out of work. Chosen: with random
 arrivals it would be in one moment of fifty."""
 FULL_CORE_PERCENT = 80.0
-"""A process that uses so much of a core has none to spare. Measured: an API server that tokenises without a pause is
-at 82 to 108 % while it shares two cores with busy workers; one under full load of another kind is at 10 to 27 %."""
+"""A process that uses so much of a core has none to spare. Chosen: one thread at its limit, and room for noise."""
+FRONT_END_PERCENT = 60.0
+"""… and an API server in which requests pile up is at its limit from here. Measured: 65 to 108 % where it tokenises
+without a pause on two cores that it shares with busy workers; 10 to 30 % under full load of other kinds."""
 KV_FULL = 0.9
 """Measured: a cache of 23 blocks that preempts all the time is seen between 0.78 and 0.96."""
 PREEMPTED_SHARE = 0.05
@@ -109,9 +111,10 @@ def _api_server(interval: Interval) -> Limit | None:
     """It cannot feed an engine that has nothing to do."""
     busiest = _busiest(interval, "api_server")
     waiting = [engine.waiting for engine in (*interval.before, *interval.after)]
-    if busiest is None or busiest[0] < FULL_CORE_PERCENT or any(waiting) or None in waiting:
+    if busiest is None or any(waiting) or None in waiting:
         return None
-    if not _is_crowded_in_front(interval) and not _gpus_are_hungry(interval):
+    piles_up = _is_crowded_in_front(interval) and busiest[0] >= FRONT_END_PERCENT and not _gpus_are_busy(interval)
+    if not piles_up and not (_gpus_are_hungry(interval) and busiest[0] >= FULL_CORE_PERCENT):
         return None
     evidence = [(f"CPU of {busiest[1]}", f"{busiest[0]:.0f} %")]
     if interval.in_flight is not None:
@@ -123,7 +126,10 @@ def _api_server(interval: Interval) -> Limit | None:
 
 
 def _is_crowded_in_front(interval: Interval) -> bool:
-    """Many requests are in the server, and most of them have not come to the engine."""
+    """Many requests are in the server, and most of them are not in the engine.
+
+    Those that one step of the engine answers for good are never seen there: `running` is told after the step.
+    """
     in_flight, in_engine = interval.in_flight, interval.in_engine
     return in_flight is not None and in_engine is not None and in_flight >= max(CROWDED, 2 * in_engine)
 
@@ -261,6 +267,12 @@ def _gpus_are_hungry(interval: Interval) -> bool:
     """Every GPU of the run, even at its busiest."""
     spans = [interval.gpu_range(index, "busy_percent") for index in interval.gpu_ranks]
     return bool(spans) and all(span is not None and span[1] < HUNGRY_PERCENT for span in spans)
+
+
+def _gpus_are_busy(interval: Interval) -> bool:
+    """One of them, even at its idlest."""
+    spans = [interval.gpu_range(index, "busy_percent") for index in interval.gpu_ranks]
+    return any(span is not None and span[0] >= HUNGRY_PERCENT for span in spans)
 
 
 def _busiest(interval: Interval, role: Role) -> tuple[float, str] | None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,8 +16,11 @@ import psutil
 import pytest
 
 from tests.real_vllm import RealVllm, provision
+from tests.terminal import Terminal
 
 POLL_S = 0.02
+PROGRAM = [sys.executable, "-m", "vllm_tui"]
+Open = Callable[..., Terminal]
 
 
 class Spawn(Protocol):
@@ -110,6 +114,20 @@ def _leftovers(mark: bytes, session_ids: set[int]) -> list[tuple[int, int]]:
             if own and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
                 found.append((pid, session_id))
     return found
+
+
+@pytest.fixture
+def open_terminal(state_home: Path, spawned: Spawn) -> Iterator[Open]:
+    """Start the program on a pseudo-terminal; what it starts is ended with the test (by `spawned`)."""
+    opened: list[Terminal] = []
+
+    def start(*arguments: str, **options: Any) -> Terminal:
+        opened.append(Terminal([*PROGRAM, *arguments], os.environ, **options))
+        return opened[-1]
+
+    yield start
+    for terminal in opened:
+        terminal.close()
 
 
 @pytest.fixture(scope="session")

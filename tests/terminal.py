@@ -18,10 +18,12 @@ class Terminal:
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.byte_count = 0
+        # pytest-xdist sets these, and Textual believes them more than the terminal
+        without_size = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
         self.child = pexpect.spawn(
             argv[0],
             argv[1:],
-            env={**env, "TERM": "xterm-256color", "COLORTERM": "truecolor"},  # type: ignore[arg-type]
+            env={**without_size, "TERM": "xterm-256color", "COLORTERM": "truecolor"},  # type: ignore[arg-type]
             dimensions=(rows, columns),
             cwd=cwd,
             timeout=None,

@@ -5,33 +5,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import Spawn, WaitFor
-from tests.terminal import Terminal
+from tests.conftest import Open, WaitFor
 from vllm_probes.keeper.control import short_path
 
-PROGRAM = [sys.executable, "-m", "vllm_tui"]
-Open = Callable[..., Terminal]
 TICKER = 'n=0; while [ $n -lt 600 ]; do n=$((n+1)); echo "tick $n"; sleep 0.2; done'
-
-
-@pytest.fixture
-def open_terminal(state_home: Path, spawned: Spawn) -> Iterator[Open]:
-    """Start the program on a pseudo-terminal; what it starts is ended with the test (by `spawned`)."""
-    opened: list[Terminal] = []
-
-    def start(*arguments: str, **options: Any) -> Terminal:
-        opened.append(Terminal([*PROGRAM, *arguments], os.environ, **options))
-        return opened[-1]
-
-    yield start
-    for terminal in opened:
-        terminal.close()
 
 
 def folder_of(state_home: Path, name: str) -> Path:

@@ -48,7 +48,7 @@ class Watched:
             self.ahead_s += step_s
             return bool(is_right(self.look()))
 
-        self._wait_for(right, 20, "no sample is right")
+        self._wait_for(right, 30, "no sample is right")
         return self.latest
 
     def rows(self, is_right: Callable[[list[GpuRow]], Any]) -> list[GpuRow]:

@@ -162,7 +162,7 @@ def file_notices(situation: Situation, attempt: AttemptModel) -> Iterator[tuple[
 def gpu_notices(situation: Situation) -> Iterator[tuple[str, str]]:
     """A driver that cannot be used or does not answer, and what it has reported during this attempt."""
     gpus, attempt = situation.model.gpus, situation.attempt
-    if gpus.status in ("failed", "silent") and gpus.reason:
+    if gpus.reason and (gpus.status == "failed" or (gpus.status == "silent" and not gpus.rows)):
         yield "warning", gpus.reason
     latest = {fault.index: fault for fault in gpus.faults if attempt and fault.attempt == attempt.number}
     for index, fault in sorted(latest.items()):

@@ -1,11 +1,19 @@
-"""The cost of watching: real vLLM, two ranks, one request a second, 200x50: `python -m tests.benchmarks.steady`."""
+"""The cost of watching: real vLLM, two ranks, one request a second, 200x50: `python -m tests.benchmarks.steady`.
+
+Beside it eight GPUs on a fake driver, whose every figure moves each second.
+"""
 
 import json
+import random
+import tempfile
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
+from tests.benchmarks.gpu_cost import busy_world
 from tests.benchmarks.measure import PROGRAM, Ours, own_state, report, sessions, stop_run
+from tests.fake_nvml.driver import FakeDriver, build
 from tests.real_vllm import provision
 from tests.terminal import Terminal
 
@@ -23,23 +31,33 @@ def request_every_second(port: int, model: str, until: threading.Event) -> None:
         urllib.request.urlopen(request, timeout=30).read()
 
 
+def work_every_second(driver: FakeDriver, until: threading.Event) -> None:
+    dice = random.Random(1)
+    while not until.wait(1.0):
+        driver.write(*busy_world(dice))
+
+
 def main() -> None:
     real = provision()
     port = real.free_port()
-    with own_state() as environment:
-        environment = {**real.env, **environment}
+    with own_state() as environment, tempfile.TemporaryDirectory() as folder:
+        driver = FakeDriver(build(Path(folder, "library")), Path(folder))
+        environment = {**real.env, **environment, **driver.environment}
         terminal = Terminal([*PROGRAM, "--", *real.serve_argv(port)], environment, columns=200, rows=50)
         terminal.wait("IDLE", 240)
         folder = sessions(environment)[-1]
         over = threading.Event()
         requests = threading.Thread(target=request_every_second, args=(port, str(real.model), over))
+        work = threading.Thread(target=work_every_second, args=(driver, over))
         requests.start()
+        work.start()
         try:
             terminal.pump(WARM_UP_S)
             measure(terminal, Ours(terminal.child.pid, folder))
         finally:
             over.set()
             requests.join()
+            work.join()
             stop_run(folder)
             terminal.close()
 

@@ -1,1 +1,1 @@
-"""One module per outside thing; a sensor knows neither another sensor nor the model."""
+"""One module per outside thing; a sensor knows no other sensor, and of the model only what was told of its own thing."""

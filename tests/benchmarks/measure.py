@@ -47,8 +47,15 @@ class Ours:
         found = [psutil.Process(self._view_pid)]
         for process in psutil.process_iter(["cmdline"]):
             words = " ".join(process.info["cmdline"] or [])
-            if str(self._folder) in words and ("vllm_probes.keeper" in words or "shim.py" in words):
+            if str(self._folder) not in words:
+                continue
+            if "shim.py" in words:
                 found.append(process)
+            elif "vllm_probes.keeper" in words:
+                found += [
+                    process,
+                    *(child for child in process.children() if "shim.py" not in " ".join(child.cmdline())),
+                ]
         return found
 
     def cpu_s(self) -> float:

@@ -124,8 +124,8 @@ class VllmTui(App[AppResult]):
         self._connection = "live" if self.source.live else "recording"
         self._dirty = True
         self._close_outdated_question()
-        if first or self._ticks_since_paint >= TICKS_BETWEEN_PAINTS:
-            self._paint()
+        if first:
+            self._paint()  # anything later waits for the tick: what belongs to one look comes as several events
         if self._leaving and self._model.ended and self._model.attempt and self._model.attempt.over:
             self._leave(self._leaving)
 

@@ -1,5 +1,6 @@
 """What a relaunch waits for, with a real keeper, real processes and a real port."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,11 +13,18 @@ import pytest
 from tests.conftest import Spawn, WaitFor
 from tests.kept import View, started
 from vllm_probes import commands
-from vllm_probes.events import AttemptStarted, GateChanged, ModelRestored, StopRequested
+from vllm_probes.events import AttemptStarted, GateChanged, ModelRestored, StopRequested, TreeEnded
 from vllm_probes.keeper.client import connect
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.sensors import ports, tree
 
+TRACER = """
+import ctypes, sys, time
+SEIZE, TRACE_EXIT = 0x4206, 0x40
+print(ctypes.CDLL(None).ptrace(SEIZE, int(sys.argv[1]), None, ctypes.c_void_p(TRACE_EXIT)), flush=True)
+time.sleep(100)
+"""
+"""Wants to see a process exit and then looks away: not even SIGKILL ends it, as in a driver that hangs."""
 LISTENER = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1]))); time.sleep(100)"
 
 
@@ -114,6 +122,22 @@ async def test_what_is_not_ours_is_not_ended(view: View, spawned: Spawn, wait_fo
     await view.until(GateChanged, waits)
     assert (await view.ask(commands.EndHolders(id=2)))[0] is False
     assert holder.poll() is None
+
+
+async def test_what_no_signal_ends_is_named_and_waited_for(view: View, server: SessionFolder, spawned: Spawn) -> None:
+    command = json.loads(server.attempt(1).with_suffix(".pid").read_text())["command"]
+    tracer = spawned([sys.executable, "-c", TRACER, str(command)], stdout=subprocess.PIPE)
+    assert tracer.stdout
+    assert tracer.stdout.readline() == b"0\n"
+    assert (await view.ask(commands.Stop(id=1, kill=True)))[0]
+    [survivor] = (await view.until(TreeEnded)).survivors
+    assert survivor.pid == command
+    assert (await view.ask(commands.Relaunch(id=2)))[0]
+    [hold] = (await view.until(GateChanged, waits)).holds
+    assert (hold.kind, hold.pid) == ("process", command)
+    assert "no signal ends it" in (hold.hint or "")
+    tracer.kill()
+    assert (await view.until(AttemptStarted)).attempt == 2
 
 
 def test_a_port_is_taken_by_who_listens_and_by_nobody_else(port: int) -> None:

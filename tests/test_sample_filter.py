@@ -128,3 +128,48 @@ def test_a_kill_by_the_kernel_is_written_at_once() -> None:
     sample_filter = SampleFilter()
     events = [HostSampled(**stamp(second), oom_kill_count=second // 10) for second in range(0, 20, 5)]
     assert [event.mono for event in events if sample_filter.accept(event)] == [0, 10]
+
+
+def written_cpu(percents: list[float], role: str = "api_server") -> list[tuple[int, float]]:
+    """(second, percent) of what is written of a process that the sensor tells of every second, among others."""
+    sample_filter = SampleFilter()
+    events = [
+        sample_filter.accept(
+            ProcessesSampled(**stamp(n), rows=[row(7, cpu_percent=cpu, role=role), row(8, rss_bytes=n)])
+        )
+        for n, cpu in enumerate(percents)
+    ]
+    return [
+        (round(event.mono), one.cpu_percent)
+        for event in events
+        if isinstance(event, ProcessesSampled)
+        for one in event.rows
+        if one.pid == 7
+    ]
+
+
+def test_how_busy_a_part_of_vllm_is_over_ten_seconds_is_written() -> None:
+    assert written_cpu([30.0] * 10 + [98.0] * 30) == [(0, 30.0), (20, 98.0)]
+
+
+def test_a_busy_second_is_no_news() -> None:
+    assert written_cpu([50.0] * 15 + [100.0] + [50.0] * 25) == [(0, 50.0)]
+
+
+def test_how_busy_anything_else_is_only_drifts() -> None:
+    assert written_cpu([30.0] * 10 + [98.0] * 30, role="compiler") == [(0, 30.0)]
+
+
+def test_what_came_too_soon_is_written_later_though_nothing_more_is_told_of_it() -> None:
+    sample_filter = SampleFilter()
+    sample_filter.accept(ProcessesSampled(**stamp(0), rows=[row(7, cpu_percent=0.0, role="worker")]))
+    sample_filter.accept(ProcessesSampled(**stamp(1), rows=[row(7, cpu_percent=100.0, role="worker")]))
+    event = sample_filter.accept(ProcessesSampled(**stamp(12), rows=[row(8)]))
+    assert isinstance(event, ProcessesSampled)
+    assert [(one.pid, one.cpu_percent) for one in event.rows] == [(7, 100.0), (8, 0.0)]
+
+
+def test_pressure_on_memory_is_written_at_once() -> None:
+    sample_filter = SampleFilter()
+    samples = [HostSampled(**stamp(n), memory_pressure_percent=0.0 if n < 5 else 40.0) for n in range(10)]
+    assert [event.mono for event in samples if sample_filter.accept(event)] == [0, 5]

@@ -95,7 +95,7 @@ def _throttling(interval: Interval) -> Limit | None:
         return None
     evidence = tuple((f"GPU {index}", f"throttled: {', '.join(told[index][-1].throttle)}") for index in held)
     summary = f"GPU {', '.join(map(str, held))}: clocked down by heat or by the power supply."
-    return Limit("throttling", summary, evidence, str(held))
+    return Limit("throttling", summary, evidence)
 
 
 def _compiling(interval: Interval) -> Limit | None:
@@ -186,6 +186,26 @@ def _launch(interval: Interval) -> Limit | None:
     return Limit("launch", "The GPUs wait for the CPU, which launches their kernels too slowly.", tuple(evidence))
 
 
+def _prefill(interval: Interval) -> Limit | None:
+    """Requests that are in the engine spend their time before the first token, and prompts are what is computed."""
+    first, count = interval.before_first_token, interval.increase("ttft_count")
+    prompt, generated = interval.increase("prompt_tokens"), interval.increase("generation_tokens")
+    if not first or not count or prompt is None or generated is None or interval.in_engine is None:
+        return None
+    computed = prompt - (interval.increase("prefix_hits") or 0.0)
+    ttft_s = first * interval.seconds / count
+    is_in_engine = interval.in_engine >= (interval.in_flight or 0.0) / 2
+    is_early = first >= (interval.decoding or 0.0) and ttft_s >= SLOW_FIRST_TOKEN_S
+    if computed < PREFILL_RATIO * max(generated, 1.0) or not is_early or not is_in_engine:
+        return None
+    evidence = (
+        ("prompt tokens", f"{computed / interval.seconds:.0f} a second"),
+        ("generated tokens", f"{generated / interval.seconds:.0f} a second"),
+        ("time to first token", f"{ttft_s:.1f} s"),
+    )
+    return Limit("prefill", "Most of the work is reading prompts.", evidence)
+
+
 def _queue(interval: Interval) -> Limit | None:
     held = [(old, new) for old, new in interval.engines() if _is_held(old, new)]
     if not held:
@@ -209,26 +229,6 @@ def _is_held(old: EngineSample, new: EngineSample) -> bool:
     return has_room and is_plateau and most > 0 and waiting >= max(1.0, QUEUE_SHARE * most)
 
 
-def _prefill(interval: Interval) -> Limit | None:
-    """Requests that are in the engine spend their time before the first token, and prompts are what is computed."""
-    first, count = interval.before_first_token, interval.increase("ttft_count")
-    prompt, generated = interval.increase("prompt_tokens"), interval.increase("generation_tokens")
-    if not first or not count or prompt is None or generated is None or interval.in_engine is None:
-        return None
-    computed = prompt - (interval.increase("prefix_hits") or 0.0)
-    ttft_s = first * interval.seconds / count
-    is_in_engine = interval.in_engine >= (interval.in_flight or 0.0) / 2
-    is_early = first >= (interval.decoding or 0.0) and ttft_s >= SLOW_FIRST_TOKEN_S
-    if computed < PREFILL_RATIO * max(generated, 1.0) or not is_early or not is_in_engine:
-        return None
-    evidence = (
-        ("prompt tokens", f"{computed / interval.seconds:.0f} a second"),
-        ("generated tokens", f"{generated / interval.seconds:.0f} a second"),
-        ("time to first token", f"{ttft_s:.1f} s"),
-    )
-    return Limit("prefill", "Most of the work is reading prompts.", evidence)
-
-
 _ORDER: tuple[Callable[[Interval], Limit | None], ...] = (
     _debug_setting,
     _swap,
@@ -240,8 +240,8 @@ _ORDER: tuple[Callable[[Interval], Limit | None], ...] = (
     _uncompiled,
     _engine_cpu,
     _launch,
-    _queue,
     _prefill,
+    _queue,
 )
 
 
@@ -270,9 +270,9 @@ def _gpus_are_hungry(interval: Interval) -> bool:
 
 
 def _gpus_are_busy(interval: Interval) -> bool:
-    """One of them, even at its idlest."""
-    spans = [interval.gpu_range(index, "busy_percent") for index in interval.gpu_ranks]
-    return any(span is not None and span[0] >= HUNGRY_PERCENT for span in spans)
+    """One of them, as far as was told last."""
+    rows = [interval.gpu_rows[index][-1] for index in interval.gpu_ranks if index in interval.gpu_rows]
+    return any(row.busy_percent is not None and row.busy_percent >= HUNGRY_PERCENT for row in rows)
 
 
 def _busiest(interval: Interval, role: Role) -> tuple[float, str] | None:

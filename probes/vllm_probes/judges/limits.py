@@ -1,7 +1,7 @@
 """What keeps a serving run from being faster, told once it has held for a while; a hint and never more.
 
 A pure fold like `state`: what was held since the last look at the server is averaged, each look closes one interval
-(`limit_interval`), and what limited it (`limit_signals`) has to stay the same for WINDOW_S before it is told or taken
+(`limit_interval`), and what limited it (`limit_signals`) has to stay the same for a while before it is told or taken
 back. Without load nothing is told.
 """
 
@@ -30,7 +30,11 @@ from vllm_probes.judges.limit_signals import find
 from vllm_probes.rows import DebugSetting, Evidence, GpuCard, GpuRow, ProcessRow
 
 WINDOW_S = 15.0
-"""A limit is told, changed and taken back when it has been so for this long: two looks at least."""
+"""A limit is told when it has been the same for this long …"""
+AGREEING = 2
+"""… and over so many intervals: a single one may hold what a process did in the first moment of the load …"""
+CLEAR_S = 30.0
+"""… and while there is load taken back when none has been there for this long: one odd look spoils two intervals."""
 SHORTEST_S = 5.0
 """Looks that follow each other faster, because something else was news, make one interval."""
 LONGEST_S = 30.0
@@ -65,6 +69,7 @@ class Candidate:
     """Unix seconds …"""
     since_mono: float
     """… and the same: where the first of these intervals began."""
+    intervals: int = 1
 
     @property
     def key(self) -> tuple[str, str] | None:
@@ -241,13 +246,15 @@ def _judge(memory: Memory, interval: Interval, began: EndpointSampled) -> Memory
     found = Candidate(find(interval), began.time, began.mono)
     before = memory.candidate
     if before is not None and before.key == found.key:
-        found = replace(found, since=before.since, since_mono=before.since_mono)
+        found = replace(found, since=before.since, since_mono=before.since_mono, intervals=before.intervals + 1)
     return replace(memory, candidate=found)
 
 
 def _tell(memory: Memory, event: Event) -> Result:
     candidate = memory.candidate
-    if candidate is None or candidate.key == memory.told or event.mono - candidate.since_mono < WINDOW_S:
+    if candidate is None or candidate.key == memory.told or candidate.intervals < AGREEING:
+        return memory, []
+    if event.mono - candidate.since_mono < (WINDOW_S if candidate.limit else CLEAR_S):
         return memory, []
     return replace(memory, told=candidate.key), [_changed(candidate, event)]
 

@@ -16,12 +16,17 @@ from vllm_probes.events import (
     LogSampled,
     ProcessesSampled,
 )
+from vllm_probes.judges.titles import VLLM_ROLES
 from vllm_probes.rows import GpuRow, ProcessRow
 
 PROCESS_DRIFT_S = 60.0
 PROCESS_REST_S = 5.0
 RESTS_BELOW_PERCENT = 10.0
-"""A process that comes to rest or wakes is news, at most every five seconds; how busy it is drifts."""
+"""A process that comes to rest or wakes is news, at most every five seconds; how busy it is drifts …"""
+PROCESS_STEP_PERCENT = 15.0
+PROCESS_STEP_S = 10.0
+"""… unless a part of vLLM is so much busier or less busy over ten seconds than was written: what limits a run is judged
+by that, and a single second tells nothing."""
 ENDPOINT_DRIFT_S = 10.0
 LOG_DRIFT_S = 5.0
 DISK_DRIFT_S = 60.0
@@ -34,13 +39,14 @@ GPU_SETTLES_S = 5.0
 GPU_POWER_STEP = 0.25
 """Power that has come to stay this much higher or lower is news: a kernel that spins draws little."""
 SWAPS_ABOVE_BYTES_PER_S = 1e6
+MEMORY_PRESSURE_PERCENT = 10.0
 
 
 class SampleFilter:
     """Lets through what is worth writing; samples come trimmed to the rows that are."""
 
     def __init__(self) -> None:
-        self._rows: dict[int, tuple[float, ProcessRow]] = {}
+        self._processes = _Processes()
         self._last: dict[type[Event], Event] = {}
         self._own_clients: set[str] = set()
         self._gpus = _Gpus()
@@ -50,7 +56,7 @@ class SampleFilter:
         """The event as it is to be written, or None."""
         match event:
             case ProcessesSampled():
-                return self._processes(event)
+                return self._processes_sampled(event)
             case EndpointSampled():
                 return self._keep_if(event, self._server_is_news(event), ENDPOINT_DRIFT_S)
             case GpusSampled():
@@ -66,7 +72,7 @@ class SampleFilter:
 
     def reset(self) -> None:
         """A new attempt: everything is news again."""
-        self._rows.clear()
+        self._processes = _Processes()
         self._last.clear()
         self._own_clients.clear()
 
@@ -93,24 +99,61 @@ class SampleFilter:
         status, self._gpu_status = self._gpu_status, event.status
         return msgspec.structs.replace(event, rows=rows) if rows or event.cards or status != event.status else None
 
-    def _processes(self, event: ProcessesSampled) -> ProcessesSampled | None:
-        rows = [row for row in event.rows if self._row_is_news(event.mono, row)]
-        for pid in event.gone:
-            self._rows.pop(pid, None)
-        for row in rows:
-            self._rows[row.pid] = (event.mono, row)
+    def _processes_sampled(self, event: ProcessesSampled) -> ProcessesSampled | None:
+        rows = self._processes.news(event)
         return msgspec.structs.replace(event, rows=rows) if rows or event.gone else None
 
-    def _row_is_news(self, mono: float, row: ProcessRow) -> bool:
-        if row.pid not in self._rows:
-            return True
-        before_mono, before = self._rows[row.pid]
-        age_s = mono - before_mono
-        return (
-            _kind(row) != _kind(before)
-            or (age_s >= PROCESS_REST_S and _rests(row) != _rests(before))
-            or age_s >= PROCESS_DRIFT_S
-        )
+
+class _Processes:
+    """The rows of processes that are worth writing."""
+
+    def __init__(self) -> None:
+        self._mono = 0.0
+        self._now: dict[int, ProcessRow] = {}
+        self._written: dict[int, tuple[float, ProcessRow]] = {}
+        self._moved: set[int] = set()
+        """Of which something was told since they were written."""
+        self._used: dict[int, tuple[float, float]] = {}
+        """Since when, and percent times seconds."""
+
+    def news(self, event: ProcessesSampled) -> list[ProcessRow]:
+        """Of all processes: what was no news when it came may be by now, though nothing more is told of it."""
+        for pid in event.gone:
+            self._forget(pid)
+        for pid, (since, used) in self._used.items():
+            self._used[pid] = since, used + self._now[pid].cpu_percent * (event.mono - self._mono)
+        self._mono = event.mono
+        for row in event.rows:
+            self._now[row.pid] = row
+            self._moved.add(row.pid)
+            self._used.setdefault(row.pid, (event.mono, 0.0))
+        rows = [found for row in self._now.values() if (found := self._as_written(row))]
+        self._written |= {row.pid: (event.mono, row) for row in rows}
+        self._moved -= {row.pid for row in rows}
+        return rows
+
+    def _forget(self, pid: int) -> None:
+        self._now.pop(pid, None)
+        self._written.pop(pid, None)
+        self._used.pop(pid, None)
+        self._moved.discard(pid)
+
+    def _as_written(self, row: ProcessRow) -> ProcessRow | None:
+        """None: no news. Where nothing else is new, how busy it was over ten seconds stands in the row."""
+        if row.pid not in self._written:
+            return row
+        written_mono, written = self._written[row.pid]
+        age_s = self._mono - written_mono
+        since, used = self._used[row.pid]
+        if _kind(row) != _kind(written) or (age_s >= PROCESS_REST_S and _rests(row) != _rests(written)):
+            self._used[row.pid] = self._mono, 0.0
+            return row
+        if self._mono - since < PROCESS_STEP_S:
+            return None
+        self._used[row.pid] = self._mono, 0.0
+        mean = msgspec.structs.replace(row, cpu_percent=round(used / (self._mono - since), 1))
+        steps = row.role in VLLM_ROLES and abs(mean.cpu_percent - written.cpu_percent) >= PROCESS_STEP_PERCENT
+        return mean if steps or (row.pid in self._moved and age_s >= PROCESS_DRIFT_S) else None
 
 
 def _kind(row: ProcessRow) -> tuple[object, ...]:
@@ -128,8 +171,9 @@ def _server_kind(sample: EndpointSampled) -> tuple[object, ...]:
 
 def _host_kind(sample: HostSampled) -> tuple[object, ...]:
     swaps = (sample.swap_bytes_per_s or 0.0) > SWAPS_ABOVE_BYTES_PER_S
+    is_short = (sample.memory_pressure_percent or 0.0) >= MEMORY_PRESSURE_PERCENT
     grows = bool(sample.download_bytes_per_s)
-    return (sample.oom_kill_count, sample.download_bytes is None, grows, swaps, sample.model_filesystem)
+    return (sample.oom_kill_count, sample.download_bytes is None, grows, swaps, is_short, sample.model_filesystem)
 
 
 class _Gpus:

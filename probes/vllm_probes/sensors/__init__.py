@@ -1,1 +1,1 @@
-"""One module per outside thing; a sensor knows no other sensor, and of the model only what was told of its own thing."""
+"""One module per outside thing. A sensor knows no other one, and of the model only what was told of its own thing."""

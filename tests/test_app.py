@@ -19,9 +19,18 @@ from tests.ui_source import (
     until,
 )
 from vllm_probes.commands import Stop
-from vllm_probes.events import DiskSampled, Exited, FileAppeared, LeverChecked, SignalSent, TreeEnded, TroubleNoted
+from vllm_probes.events import (
+    DiskSampled,
+    Exited,
+    FileAppeared,
+    LeverChecked,
+    LimitChanged,
+    SignalSent,
+    TreeEnded,
+    TroubleNoted,
+)
 from vllm_probes.model import SessionModel
-from vllm_probes.rows import Change, DebugSetting, Finding, ProcessRef
+from vllm_probes.rows import Change, DebugSetting, Evidence, Finding, ProcessRef
 from vllm_tui import closing
 from vllm_tui.screens.main import MainScreen
 from vllm_tui.widgets.notices import Notices
@@ -307,3 +316,22 @@ async def test_a_view_that_may_do_nothing_is_given_no_hints(script: Script, tmp_
     async with running(source, tmp_path) as (app, pilot):
         await shows(app, pilot, "was killed (SIGKILL) after 12 s.")
         assert "R starts it again" not in screen_text(app)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_what_limits_a_run_is_one_line_with_its_evidence(
+    script: Script, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    source = serving(script, tmp_path)
+    evidence = [Evidence(signal="CPU of Worker_TP1", value="37 %"), Evidence(signal="CPU of Worker_TP0", value="97 %")]
+    told = {"limit": "slow_rank", "summary": "Worker_TP1 is slower than its peers.", "evidence": evidence}
+    source.play(LimitChanged(**script.stamp(58), **told))
+    async with running(source, tmp_path, size=size) as (app, pilot):
+        await shows(app, pilot, "limited by slow rank  Worker_TP1 is slower than its peers")
+        if size[0] > 80:
+            await shows(app, pilot, "CPU of Worker_TP1 37 %, CPU of Worker_TP0 97 %")
+        await pilot.press("D")
+        await shows(app, pilot, "CPU of Worker_TP0: 97 %")
+        await pilot.press("escape")
+        source.play(LimitChanged(**script.stamp(59), limit=None))
+        await until(pilot, lambda: "limited by" not in screen_text(app))

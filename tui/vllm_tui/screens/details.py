@@ -30,7 +30,7 @@ class DetailsPage(Page):
         return Content.styled("Details", "bold")
 
     def page_rows(self, width: int) -> list[Content]:
-        sections = (launch_rows, setting_rows, attempt_rows, gpu_rows, host_rows, trouble_rows)
+        sections = (launch_rows, setting_rows, attempt_rows, limit_rows, gpu_rows, host_rows, trouble_rows)
         return [row for section in sections for row in section(self._situation, width)]
 
     def action_copy_unset(self) -> None:
@@ -93,6 +93,17 @@ def attempt_text(attempt: AttemptModel) -> str:
         how = ending(attempt.ended.code, attempt.ended.signal)
         parts.append(f"{how} after {duration(lasted_s(attempt, attempt.ended))}")
     return " · ".join(parts)
+
+
+def limit_rows(situation: Situation, width: int) -> Iterator[Content]:
+    """What keeps the run from being faster, with everything that says so."""
+    limit = situation.attempt.limit if situation.attempt else None
+    if limit is None or limit.limit is None:
+        return
+    yield from heading("Limited by")
+    yield from entry(limit.limit.replace("_", " "), limit.summary, width)
+    for one in limit.evidence:
+        yield from entry("", f"{one.signal}: {one.value}", width)
 
 
 def gpu_rows(situation: Situation, width: int) -> Iterator[Content]:

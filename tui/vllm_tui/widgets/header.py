@@ -25,6 +25,7 @@ from vllm_tui.widgets.rows import Panel, joined, spread
 
 BAR_WIDTH = 20
 FLOWS_BYTES_PER_S = 1e6
+LIMIT_NAMES = {"kv_cache": "KV cache", "api_server_cpu": "API server CPU", "engine_cpu": "EngineCore CPU"}
 STEPS = ("SIGINT", "SIGTERM", "SIGKILL")
 
 
@@ -134,8 +135,11 @@ def activity_row(situation: Situation) -> Content | None:
 
 def resting_row(attempt: AttemptModel) -> Content | None:
     """Why a running server is as it is, and what keeps it from being faster."""
-    if attempt.limit and attempt.limit.limit:
-        return Content.assemble(" limited by ", (printable(attempt.limit.summary), "$text-accent"))
+    if (limit := attempt.limit) and limit.limit:
+        name = LIMIT_NAMES.get(limit.limit, limit.limit.replace("_", " "))
+        evidence = ", ".join(f"{one.signal} {one.value}" for one in limit.evidence)
+        texts = [Content(printable(limit.summary.rstrip("."))), Content.styled(printable(evidence), "dim")]
+        return Content.assemble(" limited by ", (name, "bold $text-accent"), "  ", joined(texts))
     return Content.assemble(" ", (attempt.state_reason, "dim")) if attempt.state_reason else None
 
 

@@ -56,7 +56,7 @@ async def test_a_lost_gpu_blanks_nothing_else(script: Script, tmp_path: Path) ->
 async def test_throttling_says_why(script: Script, tmp_path: Path) -> None:
     rows = [gpu(0, throttle=["hot", "power cap"]), gpu(1)]
     async with running(with_gpus(script, tmp_path, *rows), tmp_path, size=(200, 50)) as (app, pilot):
-        await shows(app, pilot, "▲ 0", "slow: hot, power")
+        await shows(app, pilot, "▲ 0", "slow: hot")
 
 
 async def test_a_silent_driver_is_evidence(script: Script, tmp_path: Path) -> None:

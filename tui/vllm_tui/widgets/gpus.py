@@ -162,7 +162,8 @@ def gpu_row(gpu: Gpu, now: float, width: int, names_width: int) -> Content:
         row = Content.assemble(row, "  ", cell(resident_names(gpu.residents), names_width))
     room = width - row.cell_length - 2
     if room >= MIN_HISTORY_WIDTH:
-        row = Content.assemble(row, "  ", cell(text, room, style) if text else history(gpu.history, now, room))
+        brief = text if len(text) <= room else text.partition(",")[0]
+        row = Content.assemble(row, "  ", cell(brief, room, style) if text else history(gpu.history, now, room))
     return row.truncate(width, ellipsis=True, pad=True)
 
 

@@ -45,7 +45,8 @@ class Surroundings:
                 self._stream.publish(GpuFaulted(**stamp, **asdict(seen)))
             else:
                 self._tell_gpus(seen)
-        if self._looks % HOST_EVERY == 0:
+        attempt = self._stream.model.attempt
+        if self._looks % HOST_EVERY == 0 and attempt and not attempt.over:
             self._look_at_host()
         self._looks += 1
 

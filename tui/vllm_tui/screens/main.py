@@ -26,6 +26,7 @@ class MainScreen(Screen[None]):
 
     BINDINGS = [*actions.bindings("screen")]
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-huge")]
+    AUTO_FOCUS = "LogView"
 
     def __init__(self, feed: LogFeed) -> None:
         super().__init__()

@@ -36,8 +36,10 @@ class View:
             for event in batch:
                 self._events.put_nowait(event)
 
-    async def until(self, kind: type[Kind], condition: Callable[[Kind], bool] = lambda event: True) -> Kind:
-        async with asyncio.timeout(20):
+    async def until(
+        self, kind: type[Kind], condition: Callable[[Kind], bool] = lambda event: True, *, wait_s: float = 20
+    ) -> Kind:
+        async with asyncio.timeout(wait_s):
             while True:
                 event = await self._events.get()
                 if isinstance(event, kind) and condition(event):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from vllm_probes.events import Conclusion, Event, ModelRestored, Observation, Stamp
-from vllm_probes.judges.judging import Memory, judge
+from vllm_probes.judges.frames import load_frames
+from vllm_probes.judges.judging import Knowledge, Memory, judge
 from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper.recording import read_events
 from vllm_probes.model import SessionModel, restore, snapshot
@@ -24,11 +25,11 @@ def events_of(path: Path) -> list[Event]:
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda path: path.stem)
 def test_judged_again_it_gives_the_same(path: Path) -> None:
-    events, rules = events_of(path), load_rules().by_id
+    events, knowledge = events_of(path), Knowledge(load_rules().by_id, load_frames())
     memory, conclusions = Memory(), []
     for event in events:
         if isinstance(event, Observation):
-            memory, more = judge(rules, memory, event)
+            memory, more = judge(knowledge, memory, event)
             conclusions += more
     assert conclusions == [event for event in events if isinstance(event, Conclusion)]
 

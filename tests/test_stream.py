@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from vllm_probes.events import AttemptStarted, CommandEnded, Event, Exited, LogRecorded, SessionStarted, StateChanged
+from vllm_probes.judges.frames import load_frames
+from vllm_probes.judges.judging import Knowledge
 from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.recording import read_events
@@ -12,7 +14,7 @@ from vllm_probes.keeper.stream import Stream
 
 
 def stream(folder: Path) -> Stream:
-    return Stream(SessionFolder(folder), load_rules().by_id, lambda event: None)
+    return Stream(SessionFolder(folder), Knowledge(load_rules().by_id, load_frames()), lambda event: None)
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ from vllm_probes.events import (
     StopRequested,
     TreeEnded,
     TroubleNoted,
+    VerdictChanged,
 )
 from vllm_probes.gpus import GpuModel
 from vllm_probes.rates import EngineRates, engine_rates
@@ -70,6 +71,7 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     gate: GateChanged | None = None
     """What the relaunch that follows this attempt waits for."""
     limit: LimitChanged | None = None
+    verdict: VerdictChanged | None = None
     gpu_before_bytes: dict[int, int] = {}
     """What each GPU had in use when this attempt began, by index."""
     arrived: dict[str, LeverChecked] = {}
@@ -272,6 +274,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     HostSampled: _keep("host"),
     GateChanged: _keep_on_attempt("gate"),
     LimitChanged: _keep_on_attempt("limit"),
+    VerdictChanged: _keep_on_attempt("verdict"),
     DiskSampled: _keep("disk"),
     StacksCaptured: _append("stacks"),
     LeverChecked: _lever_checked,

@@ -218,6 +218,17 @@ class ProcessRef(Row, frozen=True, kw_only=True):
     state: str = "?"
 
 
+class Culprit(msgspec.Struct, frozen=True, kw_only=True):
+    """A process that holds the others up. All fields are always written."""
+
+    process: str
+    pid: int
+    rank: int | None
+    doing: str
+    frame: str | None
+    """`function (file:line)`: the innermost outside the standard library, else the innermost."""
+
+
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """One line of a post-mortem; the root cause comes first. All fields are always written."""
 

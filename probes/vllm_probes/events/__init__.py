@@ -22,8 +22,10 @@ from vllm_probes.events.conclusions import (
     PhaseChanged,
     ProgressChanged,
     StateChanged,
+    VerdictChanged,
 )
 from vllm_probes.events.observations import (
+    ActivitySampled,
     AttemptStarted,
     CommandEnded,
     DiskSampled,
@@ -58,6 +60,7 @@ __all__ = [
     "ENDED_STATES",
     "SCHEMA",
     "SERVER_STATES",
+    "ActivitySampled",
     "AttemptStarted",
     "CommandAnswered",
     "CommandEnded",
@@ -91,6 +94,7 @@ __all__ = [
     "StopRequested",
     "TreeEnded",
     "TroubleNoted",
+    "VerdictChanged",
     "decode",
     "encode",
 ]

@@ -1,7 +1,9 @@
 """What a judge made of observations: can be thrown away and recomputed."""
 
+from typing import Literal
+
 from vllm_probes.events.base import Conclusion, State
-from vllm_probes.rows import Evidence, Finding
+from vllm_probes.rows import Culprit, Evidence, Finding
 
 
 class StateChanged(Conclusion, frozen=True, kw_only=True):
@@ -44,3 +46,17 @@ class LimitChanged(Conclusion, frozen=True, kw_only=True):
     summary: str = ""
     """One sentence."""
     evidence: list[Evidence] = []
+
+
+class VerdictChanged(Conclusion, frozen=True, kw_only=True):
+    """Whether the run gets on, and if not who holds it up."""
+
+    health: Literal["ok", "suspect", "stalled", "dead"]
+    kind: str | None = None
+    """Of hang; None when ok."""
+    culprits: list[Culprit] = []
+    summary: str = ""
+    """One sentence."""
+    evidence: list[Evidence] = []
+    since: float | None = None
+    """Unix seconds of the last progress."""

@@ -62,6 +62,8 @@ class LogSampled(Observation, frozen=True, kw_only=True):
     line_count: int
     error_count: int = 0
     warning_count: int = 0
+    heartbeat_count: int = 0
+    """Lines that come whether anything moves or not: looks at /health and /metrics, statistics, waits for a worker."""
 
 
 class LogRecorded(Observation, frozen=True, kw_only=True):
@@ -174,6 +176,18 @@ class HostSampled(Observation, frozen=True, kw_only=True, omit_defaults=True):
     download_bytes: int | None = None
     """Bytes of the hub's incomplete files; None: none is there."""
     download_bytes_per_s: float | None = None
+
+
+class ActivitySampled(Observation, frozen=True, kw_only=True):
+    """When the run last moved, told when it falls quiet, while it stays so, and when it moves again."""
+
+    moved: dict[str, float] = {}
+    """CLOCK_MONOTONIC seconds at which each thing moved last (`tokens`, `log`, `bytes`, `children`, `download`,
+    `gpu_memory`), and at which work came (`work`)."""
+    requests: float | None = None
+    """Running and waiting, as the gauges say: they move with step outputs only."""
+    connections: int | None = None
+    """To the port of the server that are not ours. A client may keep one open without a request."""
 
 
 class GateChanged(Observation, frozen=True, kw_only=True):

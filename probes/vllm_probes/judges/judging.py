@@ -1,11 +1,20 @@
 """Every judge, as one fold over the observations of a session."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vllm_probes.events import Conclusion, Observation
-from vllm_probes.judges import limits, state
+from vllm_probes.judges import limits, state, verdict
+from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.rules import Rule
+
+
+class Knowledge(NamedTuple):
+    """What the judges know of vLLM: rules of its log by id, and frames of its stacks."""
+
+    rules: Mapping[str, Rule]
+    frames: FrameTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +23,14 @@ class Memory:
 
     of_state: state.Memory = field(default_factory=state.Memory)
     of_limits: limits.Memory = field(default_factory=limits.Memory)
+    of_verdict: verdict.Memory = field(default_factory=verdict.Memory)
 
 
-def judge(rules: Mapping[str, Rule], memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:
+def judge(knowledge: Knowledge, memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:
     """One observation in, the conclusions of all judges out, always in the same order."""
-    of_state, states = state.step(rules, memory.of_state, event)
+    of_state, states = state.step(knowledge.rules, memory.of_state, event)
     of_limits, changes = limits.step(memory.of_limits, event)
-    return replace(memory, of_state=of_state, of_limits=of_limits), [*states, *changes]
+    of_verdict, verdicts = verdict.step(
+        knowledge.frames, memory.of_verdict, event, memory.of_state.state, memory.of_state.phase
+    )
+    return Memory(of_state, of_limits, of_verdict), [*states, *changes, *verdicts]

@@ -1,6 +1,7 @@
 """The keeper of one session: runs the looks, obeys the views, and ends when nobody needs it any more."""
 
 import asyncio
+import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
@@ -8,6 +9,8 @@ from typing import Any
 
 from vllm_probes import __version__, commands
 from vllm_probes.events import SCHEMA, CommandAnswered, KeeperStarted, ModelRestored, SessionStarted
+from vllm_probes.judges.frames import load_frames
+from vllm_probes.judges.judging import Knowledge
 from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.course import Course
@@ -30,7 +33,9 @@ class Keeper:
         self._folder, self._pid = folder, pid
         self._server = ControlServer(folder.socket, folder.events, self)
         rules = load_rules()
-        self._stream = Stream(folder, rules.by_id, self._server.broadcast)
+        self._stream = Stream(
+            folder, Knowledge(rules.by_id, load_frames(machine=os.uname().machine)), self._server.broadcast
+        )
         launch = folder.launch()
         self._spec = launch.spec
         self._tasks = asyncio.TaskGroup()
@@ -126,6 +131,8 @@ class Keeper:
             watch.look_at_processes()
             watch.check_levers()
             await watch.look_at_endpoint()
+            if watch.wants_stacks():
+                self._start(watch.capture_stacks("quiet"))
 
     async def _look_at_disk(self) -> None:
         if watch := self._course.watch:

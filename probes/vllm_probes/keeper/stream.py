@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Literal
 
 from vllm_probes.events import (
@@ -15,8 +15,8 @@ from vllm_probes.events import (
     Stamp,
     TroubleNoted,
 )
-from vllm_probes.judges.judging import Memory, judge
-from vllm_probes.judges.rules import Rule
+from vllm_probes.judges.activity import Activity, follow
+from vllm_probes.judges.judging import Knowledge, Memory, judge
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.recording import Recorder, read_events
 from vllm_probes.keeper.sample_filter import SampleFilter
@@ -26,10 +26,12 @@ from vllm_probes.model import SessionModel, snapshot
 class Stream:
     """Stamps and publishes; continues the recording that it finds."""
 
-    def __init__(self, folder: SessionFolder, rules: Mapping[str, Rule], send: Callable[[Event], None]) -> None:
+    def __init__(self, folder: SessionFolder, knowledge: Knowledge, send: Callable[[Event], None]) -> None:
         self.model = SessionModel()
-        self._rules, self._send = rules, send
+        self._knowledge, self._send = knowledge, send
         self._memory = Memory()
+        self.activity = Activity()
+        """What has moved when, of everything that was published."""
         self._node = socket.gethostname()
         self._filter = SampleFilter()
         self.attempt = 0
@@ -46,6 +48,11 @@ class Stream:
         """Nothing was recorded before."""
         return not self.model.session
 
+    @property
+    def suspects(self) -> bool:
+        """The latest look at stacks has shown what may be a hang."""
+        return self._memory.of_verdict.suspicion is not None
+
     def stamp(self) -> Stamp:
         return Stamp(time=time.time(), mono=time.monotonic(), node=self._node, attempt=self.attempt)
 
@@ -54,9 +61,10 @@ class Stream:
         if (recorded := self._filter.accept(event)) is not None:
             self._recorder.write(recorded)
         self.model.apply(event)
+        self.activity = follow(self.activity, event)
         self._send(event)
         if recorded is not None and isinstance(recorded, Observation):
-            self._memory, conclusions = judge(self._rules, self._memory, recorded)
+            self._memory, conclusions = judge(self._knowledge, self._memory, recorded)
             for conclusion in conclusions:
                 self.publish(conclusion)
         self._watch_disk()
@@ -94,7 +102,7 @@ class Stream:
                 continue
             self.model.apply(event)
             if isinstance(event, Observation):
-                self._memory, missing = judge(self._rules, self._memory, event)
+                self._memory, missing = judge(self._knowledge, self._memory, event)
                 self._note_line(event)
             elif missing and type(event) is type(missing[0]):
                 missing = missing[1:]

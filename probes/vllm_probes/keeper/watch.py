@@ -20,6 +20,7 @@ from vllm_probes.events import (
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
 from vllm_probes.judges.rules import RuleSet
 from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.lookout import Lookout
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
@@ -58,6 +59,8 @@ class Watch:
         self._engine_config: Mapping[str, str] = {}
         self._looks = 0
         self._free: list[tuple[float, int]] = []
+        self._lookout = Lookout(stream)
+        self._is_capturing = False
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -120,8 +123,20 @@ class Watch:
             return [row for row in self.rows.values() if row.foreign]
         return processes.strangers(self._attempt.started, own=own)
 
+    def wants_stacks(self) -> bool:
+        """Tell of quiet; True: it is time to see what everybody does."""
+        port = self._address.port if self._address and not self._address.uds else None
+        return self._lookout.look(port) and not self._is_capturing
+
     async def capture_stacks(self, reason: str) -> StacksCaptured:
         """Stacks of every process, one file each, under `snapshots/`."""
+        self._is_capturing = True
+        try:
+            return await self._capture_stacks(reason)
+        finally:
+            self._is_capturing = False
+
+    async def _capture_stacks(self, reason: str) -> StacksCaptured:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))

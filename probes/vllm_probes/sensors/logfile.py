@@ -29,6 +29,11 @@ BACKLOG_BYTES = 64 << 20
 """With more than this to read, lines are indexed and not examined: what vLLM does now matters more."""
 SKIPPED_BYTES = 4 << 20
 _REMEMBERED = 1000
+_HEARTBEAT = re.compile(
+    rb'"(?:GET|HEAD) /(?:metrics|health|ping|load|version)\b'
+    rb"|No available shared memory broadcast block|Avg prompt throughput: |Waiting for \d+ local, \d+ remote"
+)
+"""What vLLM 0.6-0.32 prints from time to time though nothing moves (shm_broadcast.py, loggers.py, engine/utils.py)."""
 _PROCESS_NAME = re.compile(rb"\(([A-Za-z][\w.-]*)(?: rank=\d+)? pid=(\d+)[,)]")
 
 
@@ -47,7 +52,7 @@ class LogSensor:
 
     def _begin_anew(self) -> None:
         self._generation = self.index.generation
-        self._next_line = 0
+        self._next_line = self._heartbeats = 0
         self._stream = self._rules.stream()
         self._repeats = _Repeats()
         self._bar: tuple[str, dict[str, str]] | None = None
@@ -84,6 +89,7 @@ class LogSensor:
                     line_count=self.index.total_lines,
                     error_count=self.index.error_count,
                     warning_count=self.index.warning_count,
+                    heartbeat_count=self._heartbeats,
                 )
             )
         return events
@@ -104,6 +110,7 @@ class LogSensor:
             block = self.index.block(self.index.block_of(self._next_line))
             end = min(self.index.finished_lines, block.first_line + len(block.raws))
             data = b"\n" + b"\n".join(block.raws)
+            self._heartbeats += len(_HEARTBEAT.findall(b"\n".join(block.raws[self._next_line - block.first_line :])))
             self.process_names.update((int(pid), name.decode()) for name, pid in _PROCESS_NAME.findall(data))
             telling = self._telling_lines(data, block)
             if telling or self._stream.in_traceback:

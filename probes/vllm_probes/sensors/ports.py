@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 
-_LISTEN = "0A"
+_ESTABLISHED, _LISTEN = "01", "0A"
 
 
 def is_taken(port: int, proc: Path = Path("/proc")) -> bool:
@@ -23,6 +23,13 @@ def listener(port: int) -> int | None:
     )
 
 
+def client_ports(port: int, proc: Path = Path("/proc")) -> set[int]:
+    """The other ends' ports of the connections that are open to a port of this host."""
+    lines = [line for name in ("tcp", "tcp6") for line in _lines(proc / "self" / "net" / name)]
+    fields = [line.split() for line in lines]
+    return {_port(one[2]) for one in fields if one[3] == _ESTABLISHED and _port(one[1]) == port}
+
+
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()[1:]
@@ -32,4 +39,8 @@ def _lines(path: Path) -> list[str]:
 
 def _listens(line: str, port: int) -> bool:
     fields = line.split()
-    return fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port
+    return fields[3] == _LISTEN and _port(fields[1]) == port
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)

@@ -17,6 +17,7 @@ from vllm_tui.widgets.log_pane import LogPane
 from vllm_tui.widgets.notices import Notices
 from vllm_tui.widgets.processes import ProcessSummary, ProcessTable
 from vllm_tui.widgets.rows import Panel
+from vllm_tui.widgets.verdict import VerdictBanner
 
 PANELS: tuple[type[Panel], ...] = (GpuPanel, ProcessTable, EnginePanel)
 
@@ -40,6 +41,7 @@ class MainScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield Header(id="header")
+        yield VerdictBanner(id="verdict")
         yield Notices(id="notices")
         with Vertical(id="summaries"):
             yield GpuSummary()

@@ -17,8 +17,9 @@ from vllm_probes.demo.devices import Device, devices_file, make_devices
 from vllm_probes.demo.log_format import LOGGER
 from vllm_probes.demo.options import Options
 from vllm_probes.demo.proctitle import end_with_parent, take_name
+from vllm_probes.demo.torch.distributed.distributed_c10d import ProcessGroup
 from vllm_probes.demo.vllm.distributed.device_communicators.shm_broadcast import MessageQueue
-from vllm_probes.demo.vllm.distributed.parallel_state import GroupCoordinator, shared_arrivals
+from vllm_probes.demo.vllm.distributed.parallel_state import GroupCoordinator
 from vllm_probes.demo.vllm.v1.worker.gpu_worker import Worker
 
 EXECUTE_MODEL_TIMEOUT_S = 300.0
@@ -43,7 +44,7 @@ class MultiprocExecutor:
         self._is_ending = False
         self._response_mq = MessageQueue(options.pace)
         self._rpc_broadcast_mqs = [MessageQueue(options.pace) for _ in range(world_size)]
-        arrivals = shared_arrivals(world_size)
+        group = ProcessGroup(world_size)
         devices = make_devices(devices_file(options.port), world_size)
         incident_rank = draw_rank(world_size)
         context = multiprocessing.get_context("fork")
@@ -56,7 +57,7 @@ class MultiprocExecutor:
                     rank,
                     mq,
                     self._response_mq,
-                    arrivals,
+                    group,
                     devices[rank],
                     rank == incident_rank,
                     os.getpid(),
@@ -149,7 +150,7 @@ class WorkerProc:
         rank: int,
         rpc_broadcast_mq: MessageQueue,
         response_mq: MessageQueue,
-        arrivals: memoryview,
+        group: ProcessGroup,
         device: Device,
         has_incident: bool,
         engine_pid: int,
@@ -158,7 +159,7 @@ class WorkerProc:
         end_with_parent(engine_pid)
         signal.signal(signal.SIGTERM, _exit_on_signal)
         device.take(os.getpid())
-        worker = Worker(options, rank, GroupCoordinator(rank, arrivals, device), device, has_incident)
+        worker = Worker(options, rank, GroupCoordinator(rank, group, device), device, has_incident)
         take_name("Worker")
         worker.start_up("init_device")
         if options.tensor_parallel_size > 1:

@@ -1,0 +1,109 @@
+"""When each thing of a run moved last, from the samples as they come: what the hang detector is told of quiet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from vllm_probes.events import (
+    AttemptStarted,
+    EndpointSampled,
+    Event,
+    GpusSampled,
+    HostSampled,
+    LogSampled,
+    ProcessesSampled,
+)
+from vllm_probes.rates import total
+from vllm_probes.rows import ProcessRow
+
+BYTES_STEP = 1 << 20
+"""Less than this is talk among processes and no data: an idle tree moves some kB a second (measured)."""
+GPU_STEP_BYTES = 64 << 20
+_COUNTERS = ("prompt_tokens", "generation_tokens", "iterations", "finished_requests")
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """What has been counted so far."""
+
+    moved: Mapping[str, float] = field(default_factory=dict)
+    """As in `activity_sampled`."""
+    requests: float | None = None
+    tokens: float | None = None
+    content_lines: int = 0
+    transferred: Mapping[int, int] = field(default_factory=dict)
+    """pid -> bytes read and written when they last counted as a movement."""
+    gpu_bytes: Mapping[int, int] = field(default_factory=dict)
+    download_bytes: int = 0
+
+    @property
+    def moved_mono(self) -> float:
+        """When anything moved last."""
+        return max(self.moved.values(), default=float("-inf"))
+
+
+def follow(activity: Activity, event: Event) -> Activity:
+    """The activity after one more event, whether it is written or not."""
+    match event:
+        case AttemptStarted():
+            return Activity(moved={"start": event.mono})
+        case EndpointSampled():
+            return _endpoint_sampled(activity, event)
+        case LogSampled():
+            return _log_sampled(activity, event)
+        case ProcessesSampled():
+            return _processes_sampled(activity, event)
+        case GpusSampled():
+            return _gpus_sampled(activity, event)
+        case HostSampled() if (event.download_bytes or 0) != activity.download_bytes:
+            return replace(_moved(activity, "download", event.mono), download_bytes=event.download_bytes or 0)
+        case _:
+            return activity
+
+
+def _moved(activity: Activity, what: str, mono: float) -> Activity:
+    return replace(activity, moved={**activity.moved, what: mono})
+
+
+def _endpoint_sampled(activity: Activity, event: EndpointSampled) -> Activity:
+    if not event.engines:
+        return activity
+    tokens = sum(total(event.engines, name) or 0.0 for name in _COUNTERS)
+    waiting, running = total(event.engines, "waiting"), total(event.engines, "running")
+    requests = None if waiting is None and running is None else (waiting or 0.0) + (running or 0.0)
+    if activity.tokens is not None and tokens != activity.tokens:
+        activity = _moved(activity, "tokens", event.mono)
+    return replace(activity, tokens=tokens, requests=requests)
+
+
+def _log_sampled(activity: Activity, event: LogSampled) -> Activity:
+    content_lines = event.line_count - event.heartbeat_count
+    if content_lines == activity.content_lines:
+        return activity
+    return replace(_moved(activity, "log", event.mono), content_lines=content_lines)
+
+
+def _processes_sampled(activity: Activity, event: ProcessesSampled) -> Activity:
+    known = {pid: count for pid, count in activity.transferred.items() if pid not in event.gone}
+    new = {row.pid: _transferred(row) for row in event.rows if row.pid not in known}
+    grown = {
+        row.pid: count for row in event.rows if (count := _transferred(row)) - known.get(row.pid, count) >= BYTES_STEP
+    }
+    if grown:
+        activity = _moved(activity, "bytes", event.mono)
+    if new:
+        activity = _moved(activity, "children", event.mono)
+    return replace(activity, transferred={**known, **new, **grown})
+
+
+def _transferred(row: ProcessRow) -> int:
+    return row.read_bytes + row.written_bytes
+
+
+def _gpus_sampled(activity: Activity, event: GpusSampled) -> Activity:
+    used = {row.index: row.used_bytes for row in event.rows if row.used_bytes is not None}
+    grown = {
+        index: count for index, count in used.items() if abs(count - activity.gpu_bytes.get(index, 0)) >= GPU_STEP_BYTES
+    }
+    if not grown:
+        return activity
+    return replace(_moved(activity, "gpu_memory", event.mono), gpu_bytes={**activity.gpu_bytes, **grown})

@@ -1,0 +1,205 @@
+"""Who holds a run up, from one look at the stacks of all its processes, if anything does: that is asked elsewhere."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vllm_probes.judges.doing import Doing
+from vllm_probes.judges.frames import Classified
+from vllm_probes.rows import Culprit, ProcessRow
+
+Kind = Literal[
+    "process_stopped",
+    "load_stuck",
+    "download_stuck",
+    "startup_stuck",
+    "rank_absent",
+    "collective_mismatch",
+    "gpu_stuck",
+    "worker_stuck",
+    "lost_message",
+    "engine_stuck",
+    "frontend_stuck",
+    "unknown",
+]
+"""Of hangs, the first that fits."""
+
+WAITS_FOR_PEERS = frozenset(("collective", "gpu_sync"))
+WAITS_FOR_OTHERS = frozenset(("idle", "startup_wait", "waiting_for_worker"))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One process and what it does."""
+
+    row: ProcessRow
+    classified: Classified
+    doing: Doing
+    frame: str | None
+    failed: bool = False
+    """It has logged an exception since the last progress."""
+
+    @property
+    def culprit(self) -> Culprit:
+        row = self.row
+        return Culprit(process=row.process, pid=row.pid, rank=row.rank, doing=self.doing, frame=self.frame)
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """What kind of hang it looks like, who is at fault, and who waits."""
+
+    kind: Kind
+    culprits: tuple[Standing, ...] = ()
+    waiting: tuple[Standing, ...] = ()
+
+
+def find_hang(
+    standings: Sequence[Standing], *, serves: bool, phase: str | None, gpus_idle: Mapping[int, bool]
+) -> Hang | None:
+    """The hang that these processes would be in if nothing moved; None: they wait for work, as a healthy server does.
+
+    `phase`: that of the start-up. `gpus_idle`: rank -> whether its GPU does nothing; empty where nobody can tell.
+    """
+    if stopped := _of(standings, lambda one: one.doing == "stopped"):
+        return Hang("process_stopped", stopped, _without(standings, stopped))
+    found = _among_workers(standings, gpus_idle) or _above_workers(standings)
+    if found is None or serves:
+        return found
+    return Hang(_startup_kind(found, phase), found.culprits, found.waiting)
+
+
+def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool]) -> Hang | None:
+    """A rank that is not where the others wait for it; ranks that wait for each other; ranks that all do something.
+
+    An operator of torch computes, or waits for peers inside a compiled graph: such a rank is at fault only where nobody
+    else can be.
+    """
+    workers = _of(standings, lambda one: one.row.role == "worker")
+    peers = _of(workers, lambda one: one.classified.class_ in WAITS_FOR_PEERS)
+    idle = _of(workers, lambda one: one.classified.class_ in WAITS_FOR_OTHERS)
+    operators = _of(workers, lambda one: one.classified.class_ == "torch_op")
+    stuck = _without(workers, (*peers, *idle, *operators))
+    if stuck:
+        waiting = (*peers, *operators)
+        return (
+            Hang("rank_absent", stuck, waiting) if waiting else Hang("worker_stuck", stuck, _without(standings, stuck))
+        )
+    if peers and (absent := idle or operators):
+        return Hang("rank_absent", absent, _without(workers, absent))
+    if peers:
+        return _all_in_collectives(peers, gpus_idle)
+    if operators:
+        return Hang("worker_stuck", operators, idle) if idle else Hang("gpu_stuck", (), operators)
+    return _all_idle(standings, idle, gpus_idle)
+
+
+def _all_in_collectives(peers: tuple[Standing, ...], gpus_idle: Mapping[int, bool]) -> Hang:
+    calls: dict[object, list[Standing]] = {}
+    for one in peers:
+        calls.setdefault((one.classified.operation, one.classified.site), []).append(one)
+    if len(calls) == 1:
+        away = _of(peers, lambda one: gpus_idle.get(-1 if one.row.rank is None else one.row.rank, False))
+        return (
+            Hang("rank_absent", away, _without(peers, away))
+            if 0 < len(away) < len(peers)
+            else Hang("gpu_stuck", (), peers)
+        )
+    smallest = min(len(group) for group in calls.values())
+    is_split = sum(len(group) == smallest for group in calls.values()) > 1
+    odd = peers if is_split else tuple(one for group in calls.values() if len(group) == smallest for one in group)
+    return Hang("collective_mismatch", odd, _without(peers, odd))
+
+
+def _all_idle(standings: Sequence[Standing], idle: tuple[Standing, ...], gpus_idle: Mapping[int, bool]) -> Hang | None:
+    """Python waits everywhere though the engine waits for an answer: it is on the GPUs, or an answer was lost."""
+    engines = _of(standings, lambda one: one.row.role == "engine_core")
+    asking = _of(engines, lambda one: one.classified.class_ == "waiting_for_worker")
+    if not idle or not asking:
+        return None
+    if failed := _of(idle, lambda one: one.failed):
+        return Hang("rank_absent", failed, _without(idle, failed))
+    ranks = [(one, gpus_idle[one.row.rank]) for one in idle if one.row.rank is not None and one.row.rank in gpus_idle]
+    still = tuple(one for one, is_idle in ranks if is_idle)
+    if not ranks or len(still) == len(ranks):
+        return Hang("lost_message", (), idle)
+    return Hang("rank_absent", still, _without(idle, still)) if still else Hang("gpu_stuck", (), idle)
+
+
+def _above_workers(standings: Sequence[Standing]) -> Hang | None:
+    """The engine, the front end, or a program that is no server."""
+    engines = _of(standings, lambda one: one.row.role == "engine_core")
+    if stuck := _of(engines, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS):
+        on_gpu = all(one.classified.class_ == "gpu_sync" for one in stuck)
+        return Hang("gpu_stuck" if on_gpu else "engine_stuck", stuck, _without(standings, stuck))
+    fronts = _of(standings, lambda one: one.row.role == "api_server")
+    if stuck := _of(fronts, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS):
+        return Hang("frontend_stuck", stuck, _without(standings, stuck))
+    commands = _of(standings, lambda one: one.row.role == "command" and one.classified.class_ != "idle")
+    return Hang("unknown", commands) if commands and not engines and not fronts else None
+
+
+def _startup_kind(found: Hang, phase: str | None) -> Kind:
+    classes = {one.classified.class_ for one in found.culprits}
+    if classes & {"network", "file_lock"} or phase == "download":
+        return "download_stuck"
+    if "disk" in classes or phase in ("weights", "model_init"):
+        return "load_stuck"
+    return "startup_stuck"
+
+
+def _of(standings: Sequence[Standing], is_wanted: Callable[[Standing], bool]) -> tuple[Standing, ...]:
+    return tuple(one for one in standings if is_wanted(one))
+
+
+def _without(standings: Sequence[Standing], others: Sequence[Standing]) -> tuple[Standing, ...]:
+    return tuple(one for one in standings if one not in others)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+_DOING_WORDS: dict[Doing, str] = {
+    "stopped": "is stopped",
+    "collective": "is in a collective",
+    "gpu_sync": "waits for its GPU",
+    "compile": "compiles",
+    "idle": "waits for work",
+    "uninterruptible": "hangs in the kernel",
+    "subprocess": "waits for a child process",
+    "socket": "waits on a socket",
+    "read": "waits for a file or pipe",
+    "sleep": "sleeps",
+    "lock": "waits for a lock",
+    "python_loop": "runs Python code",
+    "native_loop": "runs native code",
+    "unknown": "does not get on",
+}
+
+
+def summary(hang: Hang) -> str:
+    """`Worker_TP3 waits for a lock: acquire (pool.py:88); 7 processes wait for it.`."""
+    if not hang.culprits:
+        return _NOBODY.get(hang.kind, "Nothing moves, and the stacks do not tell why.")
+    first = hang.culprits[0]
+    where = f": {first.frame}" if first.frame else ""
+    others = f" and {len(hang.culprits) - 1} more" if len(hang.culprits) > 1 else ""
+    waiting = len(hang.waiting)
+    wait = f"; {waiting} {'process waits' if waiting == 1 else 'processes wait'} for it" if waiting else ""
+    return f"{first.row.process}{others} {_DOING_WORDS[first.doing]}{where}{wait}."
+
+
+_NOBODY: dict[Kind, str] = {
+    "gpu_stuck": "All ranks wait for their GPUs: kernels do not end. Stacks cannot tell which GPU is at fault.",
+    "lost_message": "The engine waits for an answer, and every worker for work: a message between them was lost.",
+}
+
+
+def said_together(standings: Sequence[Standing]) -> Iterator[tuple[str, str, Standing]]:
+    """(names, what they do, the first of them), those that do the same together: `Worker_TP0 and 6 more`."""
+    groups: dict[str, list[Standing]] = {}
+    for one in standings:
+        place = f": {one.frame}" if one.frame else ""
+        groups.setdefault(f"{_DOING_WORDS[one.doing]}{place}", []).append(one)
+    for said, members in groups.items():
+        more = f" and {len(members) - 1} more" if len(members) > 1 else ""
+        yield f"{members[0].row.process}{more}", said, members[0]

@@ -1,0 +1,312 @@
+"""Whether a run gets on, and who holds it up: quiet raises the question, stacks answer it, and more stacks confirm it.
+
+A pure fold over observations. Nothing is said while anything moves that counts in the phase of the run; the first look
+at stacks only suspects, and only looks that agree become a verdict.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from vllm_probes.events import (
+    SERVER_STATES,
+    ActivitySampled,
+    AttemptStarted,
+    Conclusion,
+    Event,
+    GpusSampled,
+    LogRecorded,
+    ProcessesSampled,
+    StacksCaptured,
+    Stamp,
+    State,
+    StopRequested,
+    VerdictChanged,
+)
+from vllm_probes.gpus import GpuModel, residents
+from vllm_probes.judges.culprits import Hang, Standing, find_hang, said_together, summary
+from vllm_probes.judges.doing import doing, place
+from vllm_probes.judges.frames import FrameTable, threads_that_matter
+from vllm_probes.judges.stackmerge import moving
+from vllm_probes.rows import Evidence, GpuCard, GpuRow, ProcessRow, StackFile, ThreadStack
+
+SERVER_MOVES = frozenset(("tokens", "children", "start", "work"))
+"""What counts as progress of a server; whatever starts, moves anything."""
+AGREEING_TO_SUSPECT, AGREEING_TO_TELL = 2, 3
+"""Looks at stacks that show the same. Two can be chance; chosen."""
+SUSPECT_S, STALLED_S = 5.0, 8.0
+START_SUSPECT_S, START_STALLED_S = 10.0, 60.0
+"""Of quiet, and of looks that agree."""
+FIRST_LOOK_S = 3.0
+"""A look comes after so much quiet; before it nobody knows what stood still."""
+MOVING_GRACE_S, START_MOVING_GRACE_S = 30.0, 300.0
+"""How long stacks that run through different functions pass for progress: a long prefill, an import, a conversion."""
+WORKING_SHARE = 0.3
+TICKS_PER_S = 100
+"""Of /proc (sysconf SC_CLK_TCK), on every Linux that vLLM runs on."""
+OPERATOR_GRACE_S = 60.0
+"""How long all ranks may be in operators of torch: a prefill on the CPU that is larger than any measured."""
+IDLE_GPU_PERCENT, BUSY_GPU_PERCENT = 5.0, 95.0
+
+Verdict = tuple[str, str | None, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """What the latest looks agree on."""
+
+    kind: str
+    pids: tuple[int, ...]
+    began_mono: float
+    """The first of them."""
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What is known of the current attempt."""
+
+    rows: Mapping[int, ProcessRow] = field(default_factory=dict)
+    cards: Mapping[int, GpuCard] = field(default_factory=dict)
+    gpus: Mapping[int, GpuRow] = field(default_factory=dict)
+    """As they were told last; empty while the driver does not answer."""
+    moved: Mapping[str, float] = field(default_factory=dict)
+    pending: bool = True
+    threads: Mapping[str, ThreadStack] = field(default_factory=dict)
+    """The main threads of the look before, by pid."""
+    cpu_ticks: Mapping[int, int] = field(default_factory=dict)
+    """CPU of each process at that look, by pid …"""
+    looked_mono: float = 0.0
+    """… and when that was."""
+    compile_ticks: int = 0
+    """CPU of threads that compile, at the look before."""
+    failed: frozenset[int] = frozenset()
+    """pids that have logged an exception since the last progress."""
+    suspicion: Suspicion | None = None
+    told: Verdict = ("ok", None, ())
+    is_open: bool = False
+
+
+Result = tuple[Memory, list[Conclusion]]
+
+
+def step(table: FrameTable, memory: Memory, event: Event, state: State | None, phase: str | None) -> Result:
+    """One observation in, conclusions out. `state` and `phase` are what the judge of states says at that moment."""
+    match event:
+        case AttemptStarted():
+            return Memory(cards=memory.cards, gpus=memory.gpus, moved={"start": event.mono}, is_open=True), []
+        case StopRequested():
+            return replace(memory, is_open=False), []
+        case ProcessesSampled():
+            known = {pid: row for pid, row in memory.rows.items() if pid not in event.gone}
+            return replace(memory, rows=known | {row.pid: row for row in event.rows}), []
+        case GpusSampled():
+            cards = {**memory.cards, **{card.index: card for card in event.cards}}
+            rows = {**memory.gpus, **{row.index: row for row in event.rows}} if event.status == "ok" else {}
+            return replace(memory, cards=cards, gpus=rows), []
+        case LogRecorded() if event.pid is not None and event.exception_line_number is not None:
+            return replace(memory, failed=memory.failed | {event.pid}), []
+        case ActivitySampled():
+            return _activity_sampled(memory, event, state)
+        case StacksCaptured() if memory.is_open:
+            return _stacks_captured(table, memory, event, state, phase)
+        case _:
+            return memory, []
+
+
+def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | None) -> Result:
+    before_mono = _moved_mono(memory.moved, state)
+    pending = bool(event.requests) or bool(event.connections) or state not in SERVER_STATES
+    memory = replace(memory, moved=event.moved, pending=pending)
+    if _moved_mono(event.moved, state) <= before_mono and pending:
+        return memory, []
+    return _tell(replace(memory, suspicion=None, failed=frozenset(), threads={}), event, None, (), "ok", state)
+
+
+def _moved_mono(moved: Mapping[str, float], state: State | None) -> float:
+    counts = [mono for what, mono in moved.items() if what in SERVER_MOVES or state not in SERVER_STATES]
+    return max(counts, default=float("-inf"))
+
+
+# --- a look at stacks -------------------------------------------------------------------------------------------------
+
+
+def _stacks_captured(
+    table: FrameTable, memory: Memory, event: StacksCaptured, state: State | None, phase: str | None
+) -> Result:
+    serves = state in SERVER_STATES
+    quiet_s = event.mono - _moved_mono(memory.moved, state)
+    looks = [look for file in event.stacks if (look := _look(table, memory, file))]
+    standings = tuple(look.standing for look in looks)
+    threads = {str(look.standing.row.pid): look.thread for look in looks}
+    motion = moving(memory.threads, threads)
+    compile_ticks = sum(look.compile_ticks for look in looks)
+    compiles = compile_ticks > memory.compile_ticks > 0 or _compilers_work(memory)
+    working = _working(memory, event)
+    memory = replace(
+        memory,
+        threads=threads,
+        compile_ticks=compile_ticks,
+        cpu_ticks={file.pid: _ticks(file) for file in event.stacks},
+        looked_mono=event.mono,
+    )
+    hang = None if compiles else find_hang(standings, serves=serves, phase=phase, gpus_idle=_gpus_idle(memory))
+    if hang is None or not memory.pending:
+        return _tell(replace(memory, suspicion=None), event, None, (), "ok", state)
+    suspicion = _suspect(memory.suspicion, hang, event.mono)
+    memory = replace(memory, suspicion=suspicion)
+    held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S)
+    if _runs(hang, motion, working, held_s, serves=serves):
+        return _tell(memory, event, None, (), "ok", state)
+    return _tell(memory, event, hang, standings, _health(suspicion, held_s, serves=serves), state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    standing: Standing
+    thread: ThreadStack
+    compile_ticks: int
+
+
+def _look(table: FrameTable, memory: Memory, file: StackFile) -> _Look | None:
+    """What one process does; None where nothing can be said of it."""
+    row = memory.rows.get(file.pid)
+    threads = threads_that_matter(table, file)
+    if row is None or not threads:
+        return None
+    main = threads[0]
+    on_gpu = [one for one in threads[1:] if one[1].class_ == "gpu_sync"] if main[1].class_ == "idle" else []
+    thread, classified = on_gpu[0] if on_gpu else main
+    before = memory.threads.get(str(file.pid))
+    moved = (
+        None if before is None else [frame.line for frame in before.frames[:1]] != [f.line for f in thread.frames[:1]]
+    )
+    standing = Standing(
+        row=row,
+        classified=classified,
+        doing="stopped"
+        if row.state[:1] in ("T", "t")
+        else doing(thread, classified, moved=moved, machine=table.machine),
+        frame=place(thread),
+        failed=file.pid in memory.failed,
+    )
+    return _Look(standing, thread, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
+
+
+def _gpus_idle(memory: Memory) -> dict[int, bool]:
+    """rank -> whether its GPU does nothing, where each is clearly idle or clearly busy."""
+    found: dict[int, bool] = {}
+    gpus = GpuModel(cards=dict(memory.cards), rows=dict(memory.gpus))
+    for index, ones in residents(gpus, memory.rows).items():
+        gpu = memory.gpus.get(index)
+        for one in ones:
+            if gpu is not None and gpu.busy_percent is not None and one.row.rank is not None:
+                found[one.row.rank] = gpu.busy_percent <= IDLE_GPU_PERCENT
+    return found
+
+
+def _compilers_work(memory: Memory) -> bool:
+    return any(row.role == "compiler" and row.cpu_percent > 0 for row in memory.rows.values())
+
+
+def _ticks(file: StackFile) -> int:
+    return sum(thread.cpu_ticks or 0 for thread in file.threads)
+
+
+def _working(memory: Memory, event: StacksCaptured) -> frozenset[int]:
+    """The processes that have used much of a core since the look before."""
+    least = WORKING_SHARE * (event.mono - memory.looked_mono) * TICKS_PER_S
+    used = {file.pid: _ticks(file) - memory.cpu_ticks.get(file.pid, _ticks(file)) for file in event.stacks}
+    return frozenset(pid for pid, ticks in used.items() if ticks >= least > 0)
+
+
+def _runs(hang: Hang, motion: Mapping[str, str], working: frozenset[int], held_s: float, *, serves: bool) -> bool:
+    """Whoever seems to hold it up gets on still: it runs through its program, or a start computes."""
+    operators = [one for one in hang.waiting if one.classified.class_ == "torch_op"]
+    if not hang.culprits and operators and held_s < OPERATOR_GRACE_S:
+        return True
+    if not serves and any(one.row.pid in working for one in (*hang.culprits, *operators)):
+        return held_s < START_MOVING_GRACE_S
+    grace_s = MOVING_GRACE_S if serves else START_MOVING_GRACE_S
+    moves = [motion.get(str(one.row.pid)) == "function" for one in hang.culprits]
+    return bool(moves) and all(moves) and held_s < grace_s
+
+
+def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:
+    pids = tuple(one.row.pid for one in hang.culprits)
+    if before is None or (before.kind, before.pids) != (hang.kind, pids):
+        return Suspicion(hang.kind, pids, mono)
+    return replace(before, count=before.count + 1)
+
+
+def _health(suspicion: Suspicion, held_s: float, *, serves: bool) -> str:
+    """A start in which nobody stands out gets more time: its ranks may be doing what takes them all long."""
+    suspect_s, stalled_s = (START_STALLED_S, START_MOVING_GRACE_S)
+    if serves:
+        suspect_s, stalled_s = SUSPECT_S, STALLED_S
+    elif suspicion.pids:
+        suspect_s, stalled_s = START_SUSPECT_S, START_STALLED_S
+    if suspicion.count >= AGREEING_TO_TELL and held_s >= stalled_s:
+        return "stalled"
+    return "suspect" if suspicion.count >= AGREEING_TO_SUSPECT and held_s >= suspect_s else "ok"
+
+
+# --- telling ----------------------------------------------------------------------------------------------------------
+
+
+def _tell(
+    memory: Memory,
+    event: Event,
+    hang: Hang | None,
+    standings: tuple[Standing, ...],
+    health: str,
+    state: State | None,
+) -> Result:
+    """What is new; a suspicion that is not confirmed yet leaves what was said."""
+    if hang is not None and health == "ok":
+        return memory, []
+    pids = tuple(one.row.pid for one in hang.culprits) if hang else ()
+    verdict: Verdict = (health, hang.kind if hang else None, pids)
+    if verdict == memory.told:
+        return memory, []
+    stamp = Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
+    memory = replace(memory, told=verdict)
+    if hang is None:
+        return memory, [VerdictChanged(**stamp, health="ok")]
+    since = event.time - (event.mono - _moved_mono(memory.moved, state))
+    told = VerdictChanged(
+        **stamp,
+        health="stalled" if health == "stalled" else "suspect",
+        kind=hang.kind,
+        culprits=[one.culprit for one in hang.culprits],
+        summary=summary(hang),
+        evidence=list(_evidence(memory, event, hang, standings, since, state)),
+        since=since,
+    )
+    return memory, [told]
+
+
+def _evidence(
+    memory: Memory, event: Event, hang: Hang, standings: tuple[Standing, ...], since: float, state: State | None
+) -> Iterator[Evidence]:
+    what = "no tokens" if state in SERVER_STATES else "nothing moved"
+    yield Evidence(signal=what, value=f"for {event.time - since:.0f} s", since=since)
+    if gpus := _gpu_picture(memory):
+        yield Evidence(signal="GPUs", value=gpus)
+    files = {file.pid: file.file for file in event.stacks} if isinstance(event, StacksCaptured) else {}
+    others = tuple(one for one in standings if one not in hang.culprits)
+    for names, said, first in [*said_together(hang.culprits), *said_together(others)]:
+        yield Evidence(signal=names, value=said, since=since, file=files.get(first.row.pid))
+
+
+def _gpu_picture(memory: Memory) -> str:
+    """`5 at 0 % and 82 W, the others at 100 % and up to 118 W`; empty where they do not differ that much."""
+    rows = [row for row in memory.gpus.values() if row.busy_percent is not None and row.power_w is not None]
+    idle = [row for row in rows if (row.busy_percent or 0.0) <= IDLE_GPU_PERCENT]
+    busy = [row for row in rows if (row.busy_percent or 0.0) >= BUSY_GPU_PERCENT]
+    if not busy or len(idle) + len(busy) < len(rows):
+        return ""
+    watts = max(row.power_w or 0.0 for row in busy)
+    if not idle:
+        return f"all at {BUSY_GPU_PERCENT:.0f} % or more and up to {watts:.0f} W"
+    names = ", ".join(str(row.index) for row in idle)
+    return f"{names} at 0 %, the others busy at up to {watts:.0f} W"

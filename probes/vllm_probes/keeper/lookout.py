@@ -1,0 +1,80 @@
+"""Notices that a run has fallen quiet, says so, and has stacks taken as long as that may mean something."""
+
+from vllm_probes.events import SERVER_STATES, ActivitySampled
+from vllm_probes.keeper.stream import Stream
+from vllm_probes.sensors import ports
+
+QUIET_AFTER_S = 3.0
+"""A healthy step of a loaded server takes less; one long prefill may take longer, and its stacks move."""
+TELL_EVERY_S = 5.0
+SUSPECTED_EVERY_S = 3.0
+"""Between looks at stacks while they show what may be a hang …"""
+LONGEST_PAUSE_S = 30.0
+"""… and else twice as long each time, up to this: an open connection without a request looks like work."""
+
+
+class Lookout:
+    """Looks once a second."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._work_mono: float | None = None
+        self._told_mono: float | None = None
+        self._captured_mono: float | None = None
+        self._pause_s = SUSPECTED_EVERY_S
+
+    def look(self, port: int | None) -> bool:
+        """Tell of quiet; True: it is time for stacks."""
+        now = self._stream.stamp()["mono"]
+        connections = self._connections(port)
+        if not self._has_work(connections):
+            self._work_mono = None
+            self._wake(connections)
+            return False
+        self._work_mono = now if self._work_mono is None else self._work_mono
+        if now - max(self._moved_mono(), self._work_mono) < QUIET_AFTER_S:
+            self._wake(connections)
+            return False
+        if self._told_mono is None or now - self._told_mono >= TELL_EVERY_S:
+            self._tell(connections)
+        return self._is_due(now)
+
+    def _is_due(self, now: float) -> bool:
+        if self._captured_mono is not None:
+            pause_s = SUSPECTED_EVERY_S if self._stream.suspects else self._pause_s
+            if now - self._captured_mono < pause_s:
+                return False
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        self._captured_mono = now
+        return True
+
+    def _moved_mono(self) -> float:
+        """A server moves tokens; whatever starts moves anything."""
+        moved = self._stream.activity.moved
+        if self._stream.model.state in SERVER_STATES:
+            moved = {what: mono for what, mono in moved.items() if what in ("tokens", "start", "children")}
+        return max(moved.values(), default=float("-inf"))
+
+    def _has_work(self, connections: int | None) -> bool:
+        """Whatever starts has; of a server the gauges tell only if its first step has come to its end."""
+        is_server = self._stream.model.state in SERVER_STATES
+        return not is_server or bool(self._stream.activity.requests) or bool(connections)
+
+    def _connections(self, port: int | None) -> int | None:
+        attempt = self._stream.model.attempt
+        if port is None or attempt is None:
+            return None
+        own = {int(client.rpartition(":")[2]) for client in attempt.own_clients}
+        return len(ports.client_ports(port) - own)
+
+    def _wake(self, connections: int | None) -> None:
+        if self._told_mono is not None:
+            self._tell(connections)
+        self._told_mono, self._captured_mono, self._pause_s = None, None, SUSPECTED_EVERY_S
+
+    def _tell(self, connections: int | None) -> None:
+        stamp = self._stream.stamp()
+        self._told_mono = stamp["mono"]
+        activity = self._stream.activity
+        moved = dict(activity.moved) | ({} if self._work_mono is None else {"work": self._work_mono})
+        self._stream.publish(ActivitySampled(**stamp, moved=moved, requests=activity.requests, connections=connections))

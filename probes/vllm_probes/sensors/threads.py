@@ -1,0 +1,133 @@
+"""What the kernel says of the threads of a process, read from /proc: state, CPU, system call, descriptor.
+
+Only files that the kernel fills in without the lock of the process's memory (proc_pid_cmdline(5), environ and maps take
+it): a process in state D may hold that lock, and whoever reads those waits with it. Threads and processes come and go
+while one looks: whatever has vanished is left out, and nothing here raises for it.
+"""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from vllm_probes.judges.doing import NO_DESCRIPTOR
+from vllm_probes.judges.syscalls import Wait, numbers, wait_in
+from vllm_probes.sensors.cgroup import Mount, group, mounts, text_of
+
+_MACHINE = os.uname().machine
+_WAITS_ON_ONE: frozenset[Wait | None] = frozenset(("socket", "file", "file_lock", "driver"))
+_ON_DESCRIPTOR = frozenset(
+    number
+    for name, number in numbers(_MACHINE).items()
+    if wait_in(number, _MACHINE) in _WAITS_ON_ONE or name.startswith("epoll_")
+)
+"""Calls whose first argument is a descriptor. That of poll and open is none: it is in the memory of the process."""
+_ON_COUNT = frozenset(number for name, number in numbers(_MACHINE).items() if name in ("select", "pselect6"))
+"""Calls whose first argument says how many descriptors to look at."""
+
+
+class ThreadFacts(NamedTuple):
+    """One thread. None: not known."""
+
+    state: str
+    """R S D T t Z …, as in /proc/PID/task/TID/stat."""
+    cpu_ticks: int
+    """User and system time in clock ticks, since its start."""
+    syscall: int | None
+    """Number of the system call that it is in, as this machine counts them; -1: blocked outside of one. None: it runs,
+    or we have no right to trace it."""
+    descriptor: str | None
+    """What the first argument of a call on a descriptor stands for: `socket:[…]`, `pipe:[…]`, a path; NO_DESCRIPTOR for
+    a `select` on none."""
+
+
+def facts(pid: int) -> dict[int, ThreadFacts]:
+    """Every thread of a process by its id; a zombie has one, in state Z, and what is gone has none."""
+    threads = ((int(thread), _facts_of(f"/proc/{pid}/task/{thread}")) for thread in _listing(f"/proc/{pid}/task"))
+    return {thread: found for thread, found in threads if found is not None}
+
+
+def ids_inside(pid: int) -> dict[int, int]:
+    """The id of each thread as the process itself sees it -> as we see it (NSpid in /proc/PID/status).
+
+    They differ for a process of a container that is looked at from outside; empty where they do not.
+    """
+    if len(_status(f"/proc/{pid}", "NSpid")) < 2:
+        return {}
+    ids = ((int(thread), _status(f"/proc/{pid}/task/{thread}", "NSpid")) for thread in _listing(f"/proc/{pid}/task"))
+    return {int(inside[-1]): outside for outside, inside in ids if inside}
+
+
+def is_frozen(pid: int) -> bool:
+    """Whether a control group (cgroup) keeps the process from running, as `docker pause` does: not with SIGSTOP.
+
+    In version 1 its state is D then, in version 2 S: neither tells. A group that is not yet frozen as a whole is not
+    frozen (admin-guide/cgroup-v1/freezer-subsystem.rst; admin-guide/cgroup-v2.rst, cgroup.events).
+    """
+    own = text_of(Path(f"/proc/{pid}/cgroup"))
+    v1, v2 = (group(controller, own, _mounted()) for controller in ("freezer", ""))
+    return bool(
+        (v1 and text_of(v1.folders[0] / "freezer.state") == "FROZEN\n")
+        or (v2 and "frozen 1" in text_of(v2.folders[0] / "cgroup.events").splitlines())
+    )
+
+
+def catches(pid: int, signal_number: int) -> bool:
+    """Whether the process has a handler for the signal; sent to one that has none, most signals end it."""
+    mask = _status(f"/proc/{pid}", "SigCgt")
+    return bool(mask) and bool(int(mask[0], 16) >> (signal_number - 1) & 1)
+
+
+def _facts_of(folder: str) -> ThreadFacts | None:
+    # The name before field 3 may hold blanks and brackets.
+    fields = _read(f"{folder}/stat").rpartition(b")")[2].decode().split()
+    if not fields:
+        return None
+    call = _read(f"{folder}/syscall").split()
+    number = int(call[0]) if call and call[0] != b"running" else None
+    descriptor = _descriptor(folder, number, int(call[1], 16)) if number is not None and number >= 0 else None
+    return ThreadFacts(fields[0], int(fields[11]) + int(fields[12]), number, descriptor)
+
+
+def _descriptor(folder: str, call: int, argument: int) -> str | None:
+    """None also where it was closed meanwhile. The argument is a whole register: a descriptor is its lower half."""
+    if call in _ON_COUNT:
+        return None if argument & 0xFFFFFFFF else NO_DESCRIPTOR
+    if call not in _ON_DESCRIPTOR:
+        return None
+    try:
+        return os.readlink(os.fsencode(f"{folder}/fd/{argument & 0xFFFFFFFF}")).decode(errors="replace")
+    except OSError:
+        return None
+
+
+def _status(folder: str, name: str) -> list[str]:
+    """The words of one line of a `status` file, [] where there is none."""
+    lines = (line.partition(":") for line in text_of(Path(folder, "status")).splitlines())
+    return next((value.split() for key, _, value in lines if key == name), [])
+
+
+@cache
+def _mounted() -> list[Mount]:
+    return mounts(text_of(Path("/proc/self/mountinfo")))
+
+
+def _read(path: str) -> bytes:
+    """A file that is smaller than a page; b"" where it is gone or we may not read it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(descriptor, 4096)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
+def _listing(path: str) -> list[str]:
+    try:
+        return os.listdir(path)
+    except OSError:
+        return []

@@ -1,0 +1,77 @@
+"""What moves, and when a run has fallen quiet."""
+
+from typing import Any
+
+import pytest
+
+from vllm_probes.events import (
+    AttemptStarted,
+    EndpointSampled,
+    Event,
+    GpusSampled,
+    HostSampled,
+    LogSampled,
+    ProcessesSampled,
+    Stamp,
+)
+from vllm_probes.judges.activity import Activity, follow
+from vllm_probes.rows import EngineSample, GpuRow, ProcessRow
+
+
+def stamp(mono: float) -> Stamp:
+    return Stamp(time=mono, mono=mono, node="n", attempt=1)
+
+
+def after(*events: Event) -> Activity:
+    activity = follow(Activity(), AttemptStarted(**stamp(0), command=["x"], levers=[], log="l", shim_pid=1))
+    for event in events:
+        activity = follow(activity, event)
+    return activity
+
+
+def server(mono: float, tokens: float, running: float | None = 1.0) -> EndpointSampled:
+    engine = EngineSample(generation_tokens=tokens, running=running)
+    return EndpointSampled(**stamp(mono), url="u", health="ok", engines=[engine])
+
+
+def process(mono: float, read_bytes: int, pid: int = 7) -> ProcessesSampled:
+    row = ProcessRow(pid=pid, parent_pid=1, started=0, process="p", read_bytes=read_bytes)
+    return ProcessesSampled(**stamp(mono), rows=[row])
+
+
+def log(mono: float, lines: int, heartbeats: int = 0) -> LogSampled:
+    return LogSampled(**stamp(mono), size_bytes=lines, line_count=lines, heartbeat_count=heartbeats)
+
+
+@pytest.mark.parametrize(
+    ("events", "what", "mono"),
+    [
+        ([server(1, 5), server(2, 5), server(3, 6), server(4, 6)], "tokens", 3),
+        ([server(1, 5), server(2, 5)], "tokens", None),
+        ([log(1, 4), log(2, 5, 1), log(3, 6, 2)], "log", 1),
+        ([process(1, 0), process(2, 1 << 19), process(3, 1 << 20)], "bytes", 3),
+        ([process(1, 0), process(2, 100), process(3, 200)], "bytes", None),
+        ([process(1, 0), process(2, 0, pid=8)], "children", 2),
+        ([HostSampled(**stamp(1)), HostSampled(**stamp(2), download_bytes=5)], "download", 2),
+        ([GpusSampled(**stamp(1), rows=[GpuRow(index=0, used_bytes=1 << 30)])], "gpu_memory", 1),
+    ],
+)
+def test_what_counts_as_a_movement(events: list[Event], what: str, mono: float | None) -> None:
+    assert after(*events).moved.get(what) == mono
+
+
+def test_requests_are_those_of_the_gauges() -> None:
+    assert after(server(1, 5, 3.0)).requests == 3.0
+    assert after(server(1, 5, None)).requests is None
+
+
+def test_a_look_that_fails_says_nothing() -> None:
+    failed: dict[str, Any] = {"url": "u", "health": "timeout"}
+    assert after(server(1, 5), EndpointSampled(**stamp(2), **failed)).requests == 1.0
+
+
+def test_a_new_attempt_begins_anew() -> None:
+    activity = follow(
+        after(server(1, 5), server(2, 6)), AttemptStarted(**stamp(9), command=["x"], levers=[], log="l", shim_pid=1)
+    )
+    assert dict(activity.moved) == {"start": 9}

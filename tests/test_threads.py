@@ -1,0 +1,258 @@
+"""What the kernel says of real threads: blocked in every way, stopped, stuck, dead, in a container, frozen."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Spawn, WaitFor
+from vllm_probes.judges.doing import NO_DESCRIPTOR
+from vllm_probes.judges.syscalls import numbers
+from vllm_probes.sensors.cgroup import mounts, text_of
+from vllm_probes.sensors.threads import ThreadFacts, catches, facts, ids_inside, is_frozen
+from vllm_probes.sensors.tree import descendants
+
+NUMBERS = numbers(os.uname().machine)
+VFORK = "import ctypes, time\nif ctypes.PyDLL(None).vfork() == 0: time.sleep(60)"
+"""The parent of a vfork is in state D until its child ends."""
+ONLY_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="only root can do that")
+
+Python = Callable[[str], int]
+
+
+@pytest.fixture
+def python(spawned: Spawn) -> Python:
+    return lambda code: spawned([sys.executable, "-c", code]).pid
+
+
+def main_thread(pid: int) -> ThreadFacts | None:
+    return facts(pid).get(pid)
+
+
+def all_in_call(pid: int, count: int, call: str) -> bool:
+    """Whether it has so many threads, and all of them are in this call."""
+    return [one.syscall for one in facts(pid).values()] == count * [NUMBERS[call]]
+
+
+def in_vfork(pid: int) -> bool:
+    """In state D for good, not for a moment while something is read from a disk."""
+    return bool(descendants(pid)) and "D" in {one.state for one in facts(pid).values()}
+
+
+def in_state(pid: int, state: str) -> ThreadFacts | None:
+    found = main_thread(pid)
+    return found if found and found.state == state else None
+
+
+@pytest.mark.parametrize(
+    ("code", "calls", "descriptor"),
+    [
+        ("import time; time.sleep(60)", "clock_nanosleep nanosleep", "None"),
+        ("import os; os.read(os.pipe()[0], 1)", "read", r"pipe:\[\d+\]"),
+        ("import socket; ends = socket.socketpair(); ends[0].recv(1)", "recvfrom", r"socket:\[\d+\]"),
+        ("import socket; socket.create_server(('127.0.0.1', 0)).accept()", "accept4", r"socket:\[\d+\]"),
+        ("import select; select.epoll().poll()", "epoll_wait epoll_pwait", r"anon_inode:\[eventpoll\]"),
+        ("import os, select; select.select([os.pipe()[0]], [], [])", "select pselect6", "None"),
+        ("import select; select.select([], [], [], 60)", "select pselect6", NO_DESCRIPTOR),
+        ("import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()", "futex", "None"),
+        ("import subprocess; subprocess.run(['sleep', '60'])", "wait4", "None"),
+    ],
+)
+def test_what_a_thread_is_blocked_in(code: str, calls: str, descriptor: str, python: Python, wait_for: WaitFor) -> None:
+    pid, expected = python(code), {NUMBERS[name] for name in calls.split() if name in NUMBERS}
+
+    def is_there() -> bool:
+        now = main_thread(pid)
+        return bool(now and now.syscall in expected and re.fullmatch(descriptor, str(now.descriptor)))
+
+    wait_for(is_there, message=f"it is not in {calls} on {descriptor}: {main_thread(pid)}")
+    assert facts(pid)[pid].state == "S"
+
+
+def test_a_file_has_its_path_whatever_its_name(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
+    fifo = os.fsencode(tmp_path) + b"/na\xffme \xc3\xa9"
+    os.mkfifo(fifo)
+    child = spawned(["sh", "-c", 'exec <> "$1"; read line', "sh", os.fsdecode(fifo)])
+    in_read = wait_for(lambda: (now := main_thread(child.pid)) and now.syscall == NUMBERS["read"] and now)
+    assert in_read.descriptor == f"{tmp_path}/na\N{REPLACEMENT CHARACTER}me é"
+
+
+def test_a_descriptor_that_was_closed_meanwhile(spawned: Spawn, wait_for: WaitFor) -> None:
+    code = (
+        "import os, threading, sys\n"
+        "reader, writer = os.pipe()\n"
+        "threading.Thread(target=os.read, args=(reader, 1)).start()\n"
+        "sys.stdin.readline(); os.close(reader); sys.stdin.readline()"
+    )
+    child = spawned([sys.executable, "-c", code], stdin=subprocess.PIPE)
+
+    def reads_from() -> list[str | None]:
+        read = NUMBERS["read"]
+        return [one.descriptor for id_, one in facts(child.pid).items() if id_ != child.pid and one.syscall == read]
+
+    wait_for(lambda: any(str(descriptor).startswith("pipe:") for descriptor in reads_from()))
+    assert child.stdin
+    child.stdin.write(b"\n")
+    child.stdin.flush()
+    wait_for(lambda: reads_from() == [None])
+
+
+def test_one_that_runs_has_no_call_and_uses_cpu(python: Python, wait_for: WaitFor) -> None:
+    pid = python("while True: pass")
+    before = wait_for(lambda: in_state(pid, "R"))
+    after = wait_for(lambda: (now := in_state(pid, "R")) and now.cpu_ticks > before.cpu_ticks and now)
+    assert after.syscall is after.descriptor is None
+
+
+def test_one_that_is_stopped_is_still_in_its_call(python: Python, wait_for: WaitFor) -> None:
+    pid = python("import os; os.read(os.pipe()[0], 1)")
+    wait_for(lambda: (now := main_thread(pid)) and str(now.descriptor).startswith("pipe:"))
+    os.kill(pid, signal.SIGSTOP)
+    stopped = wait_for(lambda: in_state(pid, "T"))
+    assert stopped.syscall == NUMBERS["read"]
+    assert stopped.descriptor.startswith("pipe:")
+
+
+def test_every_thread_of_many(python: Python, wait_for: WaitFor) -> None:
+    pid = python("import threading\nfor _ in range(50): threading.Thread(target=threading.Event().wait).start()")
+    wait_for(lambda: all_in_call(pid, 51, "futex"))
+
+
+def test_threads_that_come_and_go(python: Python, wait_for: WaitFor) -> None:
+    pid = python("import threading\nwhile True: threading.Thread(target=int).start()")
+    wait_for(lambda: len(facts(pid)) > 1)
+    assert all(pid in facts(pid) for _ in range(300))
+
+
+def test_a_name_that_looks_like_a_state(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
+    sleep = shutil.copy(str(shutil.which("sleep")), tmp_path / "a) R 1 (b")
+    child = spawned([sleep, "60"])
+    wait_for(lambda: text_of(Path(f"/proc/{child.pid}/comm")) == "a) R 1 (b\n" and in_state(child.pid, "S"))
+
+
+def test_a_zombie_and_what_is_gone(spawned: Spawn) -> None:
+    child = spawned(["true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert facts(child.pid)[child.pid].state == "Z"
+    assert not is_frozen(child.pid)
+    child.wait()
+    assert facts(child.pid) == ids_inside(child.pid) == {}
+    assert not is_frozen(child.pid)
+    assert not catches(child.pid, signal.SIGTERM)
+
+
+# --- state D ----------------------------------------------------------------------------------------------------------
+
+
+def test_state_d(python: Python, wait_for: WaitFor) -> None:
+    pid = python(VFORK)
+    wait_for(lambda: in_vfork(pid))
+    stuck = facts(pid)[pid]
+    assert stuck.state == "D"
+    assert stuck.syscall is not None
+    assert stuck.syscall > 0
+    assert not is_frozen(pid)
+    assert not catches(pid, signal.SIGUSR2)
+
+
+def test_of_a_process_in_state_d_only_what_never_waits_is_opened(python: Python, wait_for: WaitFor) -> None:
+    """A vfork does not hold the lock that a driver may hold, so it is looked at which files are asked for."""
+    pid = python(VFORK)
+    wait_for(lambda: in_vfork(pid))
+    code = (
+        "import sys\n"
+        "from vllm_probes.sensors.threads import catches, facts, ids_inside, is_frozen\n"
+        f"pid, opened = {pid}, set()\n"
+        "sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == 'open' else None)\n"
+        "assert facts(pid); ids_inside(pid); is_frozen(pid); catches(pid, 12)\n"
+        "print(*(path.rpartition('/')[2] for path in opened if path.startswith(f'/proc/{pid}/')))"
+    )
+    opened = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert set(opened.split()) == {"stat", "syscall", "status", "cgroup"}
+
+
+# --- rights, containers, control groups, signals ----------------------------------------------------------------------
+
+
+@ONLY_ROOT
+def test_of_another_users_process_only_the_state_is_known(python: Python, wait_for: WaitFor) -> None:
+    pid = python("import os; os.read(os.pipe()[0], 1)")
+    wait_for(lambda: (now := main_thread(pid)) and now.syscall == NUMBERS["read"])
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            os.setresuid(65534, 65534, 65534)
+            os.write(writer, repr(main_thread(pid)).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.wait()
+    with open(reader) as pipe:
+        seen = pipe.read()
+    assert re.fullmatch(r"ThreadFacts\(state='S', cpu_ticks=\d+, syscall=None, descriptor=None\)", seen)
+
+
+@ONLY_ROOT
+def test_threads_of_a_container_have_ids_of_their_own(spawned: Spawn, wait_for: WaitFor) -> None:
+    code = "import threading; threading.Thread(target=threading.Event().wait).start()"
+    outer = spawned(["unshare", "--pid", "--fork", sys.executable, "-c", code])
+    (pid,) = wait_for(lambda: [pid for pid in descendants(outer.pid) if all_in_call(pid, 2, "futex")])
+    other = max(facts(pid))
+    assert ids_inside(pid) == {1: pid, 2: other}
+    assert ids_inside(outer.pid) == {}
+
+
+@pytest.fixture
+def control_group(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A group of our own, of the version that is asked for."""
+    mounted = mounts(text_of(Path("/proc/self/mountinfo")))
+    tree = next((one.point for one in mounted if one.kind == request.param or request.param in one.options), None)
+    if tree is None:
+        pytest.skip(f"no {request.param} is mounted here")
+    folder = tree / f"vtui-test-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    yield folder
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("control_group", "switch", "on", "off"),
+    [("freezer", "freezer.state", "FROZEN", "THAWED"), ("cgroup2", "cgroup.freeze", "1", "0")],
+    indirect=["control_group"],
+)
+def test_a_frozen_process(
+    control_group: Path, switch: str, on: str, off: str, spawned: Spawn, wait_for: WaitFor
+) -> None:
+    child = spawned(["sleep", "60"])
+    (control_group / "cgroup.procs").write_text(str(child.pid))
+    try:
+        assert not is_frozen(child.pid)
+        (control_group / switch).write_text(on)
+        wait_for(lambda: is_frozen(child.pid))
+        (control_group / switch).write_text(off)
+        wait_for(lambda: not is_frozen(child.pid))
+    finally:
+        (control_group / switch).write_text(off)
+        child.kill()
+        child.wait()
+
+
+def test_signals_that_are_caught(python: Python, wait_for: WaitFor) -> None:
+    pid = python(
+        "import signal\n"
+        "signal.signal(signal.SIGUSR1, signal.SIG_IGN); signal.signal(signal.SIGUSR2, lambda *_: None); signal.pause()"
+    )
+    wait_for(lambda: catches(pid, signal.SIGUSR2))
+    assert catches(pid, signal.SIGINT)
+    assert not catches(pid, signal.SIGUSR1)
+    assert not catches(pid, signal.SIGTERM)

@@ -20,7 +20,7 @@ import pytest
 from tests import slow_plugin
 from tests.conftest import Spawn, WaitFor
 from tests.real_vllm import RealVllm
-from vllm_probes.events import LimitChanged, Observation, StateChanged, decode
+from vllm_probes.events import LimitChanged, Observation, StateChanged, VerdictChanged, decode
 from vllm_probes.judges import limits
 
 pytestmark = pytest.mark.vllm
@@ -42,6 +42,8 @@ class JudgedRun:
         self._process = spawned([*program, *argv], env=environment, stdout=-1)
         self.memory = limits.Memory()
         self.told: list[LimitChanged] = []
+        self.verdicts: list[VerdictChanged] = []
+        """Of a run that is well all the time: none."""
         self.states: list[str] = []
         threading.Thread(target=self._judge, daemon=True).start()
 
@@ -51,6 +53,8 @@ class JudgedRun:
             event = decode(line)
             if isinstance(event, StateChanged):
                 self.states.append(event.state)
+            if isinstance(event, VerdictChanged):
+                self.verdicts.append(event)
             if isinstance(event, Observation):
                 self.memory, conclusions = limits.step(self.memory, event)
                 self.told += [one for one in conclusions if isinstance(one, LimitChanged)]
@@ -68,6 +72,7 @@ class JudgedRun:
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(60)
+        assert self.verdicts == []
 
 
 class Load:

@@ -82,6 +82,7 @@ def test_headless_from_starting_to_exited(real_vllm: RealVllm, environment: dict
     watchdog.cancel()
     states = [line["state"] for line in lines if line["event"] == "state_changed"]
     assert states == ["starting", "loading", "warming_up", "idle", "serving", "stopping", "exited"]
+    assert [line for line in lines if line["event"] == "verdict_changed"] == []
     rows = {row["process"]: row for line in lines if line["event"] == "processes_sampled" for row in line["rows"]}
     assert {"APIServer", "EngineCore", "Worker_TP0", "Worker_TP1"} <= set(rows)
     assert (rows["Worker_TP1"]["role"], rows["Worker_TP1"]["rank"]) == ("worker", 1)
@@ -154,6 +155,7 @@ def test_the_kill_matrix(
 
     stop(terminal)
     assert not vllm_processes(tmp_path)
+    assert recorded(folder, "verdict_changed") == []
     terminal.type("q")
     assert terminal.wait_end() == 0
 

@@ -183,7 +183,7 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     """One thread: its Python calls, and what the kernel says of it. None: not known."""
 
     thread_id: int
-    """Of the kernel."""
+    """Of the kernel; of Python 3.10 Python's own, but for the main thread: no kernel id is so large."""
     name: str | None = None
     frames: list[Frame] = []
     """Innermost first."""
@@ -196,7 +196,7 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     syscall: int | None = None
     """Number of the system call that it is in (/proc/PID/task/TID/syscall); -1: blocked outside of one."""
     descriptor: str | None = None
-    """What the first argument of a call on a descriptor stands for: `socket:[…]`, `pipe:[…]`, a path."""
+    """What the first argument of a call on a descriptor stands for: `socket:[…]`, `pipe:[…]`, a path; `nothing` for a `select` on none."""
 
 
 class StackFile(Row, frozen=True, kw_only=True):

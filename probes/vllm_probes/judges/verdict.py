@@ -299,7 +299,7 @@ def _evidence(
 
 
 def _gpu_picture(memory: Memory) -> str:
-    """`5 at 0 % and 82 W, the others at 100 % and up to 118 W`; empty where they do not differ that much."""
+    """`GPU 5 at 0 %, the others busy at up to 118 W`; empty where they do not differ that much."""
     rows = [row for row in memory.gpus.values() if row.busy_percent is not None and row.power_w is not None]
     idle = [row for row in rows if (row.busy_percent or 0.0) <= IDLE_GPU_PERCENT]
     busy = [row for row in rows if (row.busy_percent or 0.0) >= BUSY_GPU_PERCENT]
@@ -309,4 +309,4 @@ def _gpu_picture(memory: Memory) -> str:
     if not idle:
         return f"all at {BUSY_GPU_PERCENT:.0f} % or more and up to {watts:.0f} W"
     names = ", ".join(str(row.index) for row in idle)
-    return f"{names} at 0 %, the others busy at up to {watts:.0f} W"
+    return f"GPU {names} at 0 %, the others busy at up to {watts:.0f} W"

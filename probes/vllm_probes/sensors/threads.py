@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from vllm_probes.judges.doing import NO_DESCRIPTOR
 from vllm_probes.judges.syscalls import Wait, numbers, wait_in
+from vllm_probes.sensors import tree
 from vllm_probes.sensors.cgroup import Mount, group, mounts, text_of
 
 _MACHINE = os.uname().machine
@@ -43,7 +44,7 @@ class ThreadFacts(NamedTuple):
 
 def facts(pid: int) -> dict[int, ThreadFacts]:
     """Every thread of a process by its id; a zombie has one, in state Z, and what is gone has none."""
-    threads = ((int(thread), _facts_of(f"/proc/{pid}/task/{thread}")) for thread in _listing(f"/proc/{pid}/task"))
+    threads = ((int(thread), _facts_of(f"/proc/{pid}/task/{thread}")) for thread in tree.listing(f"/proc/{pid}/task"))
     return {thread: found for thread, found in threads if found is not None}
 
 
@@ -54,7 +55,9 @@ def ids_inside(pid: int) -> dict[int, int]:
     """
     if len(_status(f"/proc/{pid}", "NSpid")) < 2:
         return {}
-    ids = ((int(thread), _status(f"/proc/{pid}/task/{thread}", "NSpid")) for thread in _listing(f"/proc/{pid}/task"))
+    ids = (
+        (int(thread), _status(f"/proc/{pid}/task/{thread}", "NSpid")) for thread in tree.listing(f"/proc/{pid}/task")
+    )
     return {int(inside[-1]): outside for outside, inside in ids if inside}
 
 
@@ -80,10 +83,10 @@ def catches(pid: int, signal_number: int) -> bool:
 
 def _facts_of(folder: str) -> ThreadFacts | None:
     # The name before field 3 may hold blanks and brackets.
-    fields = _read(f"{folder}/stat").rpartition(b")")[2].decode().split()
+    fields = tree.read(f"{folder}/stat").rpartition(b")")[2].decode().split()
     if not fields:
         return None
-    call = _read(f"{folder}/syscall").split()
+    call = tree.read(f"{folder}/syscall").split()
     number = int(call[0]) if call and call[0] != b"running" else None
     descriptor = _descriptor(folder, number, int(call[1], 16)) if number is not None and number >= 0 else None
     return ThreadFacts(fields[0], int(fields[11]) + int(fields[12]), number, descriptor)
@@ -110,24 +113,3 @@ def _status(folder: str, name: str) -> list[str]:
 @cache
 def _mounted() -> list[Mount]:
     return mounts(text_of(Path("/proc/self/mountinfo")))
-
-
-def _read(path: str) -> bytes:
-    """A file that is smaller than a page; b"" where it is gone or we may not read it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return b""
-    try:
-        return os.read(descriptor, 4096)
-    except OSError:
-        return b""
-    finally:
-        os.close(descriptor)
-
-
-def _listing(path: str) -> list[str]:
-    try:
-        return os.listdir(path)
-    except OSError:
-        return []

@@ -192,6 +192,16 @@ def test_a_stopped_process_comes_first() -> None:
     )
 
 
+def test_a_frozen_process_is_stopped() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109):
+        stacks = {1: front_idle(), 2: engine_waits(), 10: in_all_reduce(), 11: in_all_reduce()}
+        files = [StackFile(pid=pid, process="p", threads=[stack], frozen=pid == 10) for pid, stack in stacks.items()]
+        story.say(StacksCaptured, at, reason="quiet", folder="s", stacks=files)
+    assert story.last == ("stalled", "process_stopped", [("Worker_TP0", "stopped")])
+
+
 def test_an_engine_that_does_something_else() -> None:
     stack = "put (app/log.py:3) < schedule (vllm/v1/core/sched/scheduler.py:591)"
     engine = thread(

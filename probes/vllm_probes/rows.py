@@ -208,6 +208,8 @@ class StackFile(Row, frozen=True, kw_only=True):
     """Relative to the session folder: py-spy's JSON."""
     error: str | None = None
     threads: list[ThreadStack] = []
+    frozen: bool = False
+    """By the freezer of its cgroup: the kernel gives such a process another state in each version of cgroups."""
 
 
 class ProcessRef(Row, frozen=True, kw_only=True):

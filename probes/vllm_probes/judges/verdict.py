@@ -184,7 +184,7 @@ def _look(table: FrameTable, memory: Memory, file: StackFile) -> _Look | None:
         row=row,
         classified=classified,
         doing="stopped"
-        if row.state[:1] in ("T", "t")
+        if file.frozen or row.state[:1] in ("T", "t")
         else doing(thread, classified, moved=moved, machine=table.machine),
         frame=place(thread),
         failed=file.pid in memory.failed,

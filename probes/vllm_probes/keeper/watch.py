@@ -26,7 +26,7 @@ from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef, ProcessRow
-from vllm_probes.sensors import disk, processes, stacks
+from vllm_probes.sensors import disk, processes, stacks, threads
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor
 from vllm_probes.sensors.tree import command_line
@@ -150,7 +150,10 @@ class Watch:
             **self._stream.stamp(),
             reason=reason,
             folder=name,
-            stacks=[replace(file, file=f"{name}/{file.file}") if file.file else file for file in files],
+            stacks=[
+                replace(file, file=f"{name}/{file.file}" if file.file else None, frozen=threads.is_frozen(file.pid))
+                for file in files
+            ],
         )
         self._stream.publish(captured)
         return captured

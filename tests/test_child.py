@@ -44,7 +44,8 @@ class Attempt:
         return log.read_text().splitlines() if log.exists() else []
 
     async def ready(self, count: int = 1) -> None:
-        await self.until(lambda: self.lines.count("ready") >= count)
+        """The command has said so, and its shim has written down who it is: in either order."""
+        await self.until(lambda: self.lines.count("ready") >= count and read_pids(self.prefix))
 
     async def stop(self, *, kill: bool = False, waits: StopWaits = SHORT) -> StopResult:
         return await child.stop_tree(

@@ -19,7 +19,7 @@ from vllm_tui.widgets.processes import ProcessSummary, ProcessTable
 from vllm_tui.widgets.rows import Panel
 from vllm_tui.widgets.verdict import VerdictBanner
 
-PANELS: tuple[type[Panel], ...] = (GpuPanel, ProcessTable, EnginePanel)
+TABLES = (GpuPanel, ProcessTable, EnginePanel)
 
 
 class MainScreen(Screen[None]):
@@ -62,14 +62,19 @@ class MainScreen(Screen[None]):
         for panel in self.query(Panel):
             panel.show(situation)
         self.log_pane.show(situation)
-        if not any(self.query_one(panel).display for panel in PANELS):
+        if not self._has_tables:
             self.remove_class("-toggled")
+
+    @property
+    def _has_tables(self) -> bool:
+        """A GPU, a process or a server is there to be shown."""
+        return any(isinstance(panel, TABLES) and panel.display for panel in self.query(Panel))
 
     def poll_log(self) -> None:
         self.log_pane.poll()
 
     def action_toggle_panels(self) -> None:
-        if not any(self.query_one(panel).display for panel in PANELS):
+        if not self._has_tables:
             self.app.notify("Nothing runs: there is neither a GPU nor a process nor a server to show.", markup=False)
             return
         self.toggle_class("-toggled")

@@ -41,14 +41,22 @@ def test_nothing_chosen_and_bare_changes_nothing() -> None:
     assert plan(spec) == Plan(spec, [], [])
 
 
+HOOKED = {"PYTHONPATH": str(levers.HOOK)}
+
+
 @pytest.mark.parametrize(
     ("command", "env", "expected"),
     [
-        ("vllm serve m", {}, {"PYTHONFAULTHANDLER": "1", "SPT_NOENV": "1"}),
-        ("python -m vllm.entrypoints.openai.api_server", {}, {"PYTHONFAULTHANDLER": "1", "SPT_NOENV": "1"}),
-        ("python offline.py", {}, {"PYTHONFAULTHANDLER": "1"}),
-        ("vllm serve m", {"PYTHONFAULTHANDLER": "", "SPT_NOENV": "0"}, {}),
-        ("env SPT_NOENV=0 vllm serve m", {}, {"PYTHONFAULTHANDLER": "1"}),
+        ("vllm serve m", {}, {"PYTHONFAULTHANDLER": "1", "SPT_NOENV": "1", **HOOKED}),
+        (
+            "python -m vllm.entrypoints.openai.api_server",
+            {},
+            {"PYTHONFAULTHANDLER": "1", "SPT_NOENV": "1", **HOOKED},
+        ),
+        ("python offline.py", {}, {"PYTHONFAULTHANDLER": "1", **HOOKED}),
+        ("vllm serve m", {"PYTHONFAULTHANDLER": "", "SPT_NOENV": "0"}, HOOKED),
+        ("env SPT_NOENV=0 vllm serve m", {}, {"PYTHONFAULTHANDLER": "1", **HOOKED}),
+        ("env PYTHONPATH=/mine vllm serve m", {}, {"PYTHONFAULTHANDLER": "1", "SPT_NOENV": "1"}),
         ("docker run vllm/vllm-openai --model m", {}, {}),
         ("ssh node vllm serve m", {}, {}),
     ],
@@ -58,7 +66,24 @@ def test_what_is_set_at_every_launch(command: str, env: dict[str, str], expected
     result = plan(spec, bare=False)
     assert result.spec == LaunchSpec(spec.argv, spec.env | expected, spec.cwd)
     assert result.changes == [Change(name=name, after=value) for name, value in expected.items()]
+    assert result.debug_settings == []
     assert plan(spec).spec == spec
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", f"{levers.HOOK}"),
+        ("/mine", f"{levers.HOOK}:/mine"),
+        (":/mine", f"{levers.HOOK}::/mine"),
+        (f"/mine:{levers.HOOK}", f"/mine:{levers.HOOK}"),
+    ],
+)
+def test_the_hook_comes_before_the_python_path_of_the_user(before: str, after: str) -> None:
+    spec = base(PYTHONPATH=before, PYTHONFAULTHANDLER="1", SPT_NOENV="1")
+    result = plan(spec, bare=False)
+    assert result.spec.env["PYTHONPATH"] == after
+    assert result.changes == ([Change(name="PYTHONPATH", before=before, after=after)] if after != before else [])
 
 
 def test_eager() -> None:

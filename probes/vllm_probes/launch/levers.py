@@ -15,6 +15,8 @@ from vllm_probes.launch.redact import redact_value
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.rows import Change, DebugSetting
 
+HOOK = Path(__file__).parents[1] / "hook"
+"""The folder of the start-up hook, a `sitecustomize` for every Python of the run."""
 _ON = r"(?i)(?!(?:0|false|off|no)$).+"
 _GPU_PROCESS = re.compile(r"EngineCore|(?:Vllm)?Worker")
 _RAY_PREFIXES = "VLLM_RAY_EXTRA_ENV_VAR_PREFIXES_TO_COPY"
@@ -182,13 +184,23 @@ def _lever(lever_id: str) -> Lever:
 
 
 def _add_always_on(draft: _Draft) -> None:
-    """Stacks at a crash; and without SPT_NOENV setproctitle overwrites /proc/PID/environ of engine and workers."""
+    """Stacks at a crash; the start-up hook; and SPT_NOENV, or setproctitle overwrites /proc/PID/environ of workers."""
     if command_lines.environment_place(draft.argv):
         return
+    typed = command_lines.typed_variables(draft.argv)
     names = ["PYTHONFAULTHANDLER", *(["SPT_NOENV"] if command_lines.is_server(draft.argv) else [])]
     for name in names:
-        if name not in draft.env | command_lines.typed_variables(draft.argv):
+        if name not in draft.env | typed:
             draft.set_variable(name, "1")
+    if "PYTHONPATH" not in typed:
+        draft.set_variable("PYTHONPATH", _with_hook(draft.env.get("PYTHONPATH", "")))
+
+
+def _with_hook(python_path: str) -> str:
+    """Ours comes first, and loads the sitecustomize that it hides; an empty part stands for the current folder."""
+    if not python_path or str(HOOK) in python_path.split(":"):
+        return python_path or str(HOOK)
+    return f"{HOOK}:{python_path}"
 
 
 def _pull(draft: _Draft, lever: Lever, coredumps: str) -> bool:

@@ -148,6 +148,7 @@ def test_a_port_is_taken_by_who_listens_and_by_nobody_else(port: int) -> None:
         with socket.create_connection(server.getsockname()) as client:
             own_port = client.getsockname()[1]
             assert not ports.is_taken(own_port)
+            assert ports.client_ports(port) == {own_port}
     assert not ports.is_taken(port)
 
 

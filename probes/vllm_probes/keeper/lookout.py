@@ -26,14 +26,18 @@ class Lookout:
     def look(self, port: int | None) -> bool:
         """Tell of quiet; True: it is time for stacks."""
         now = self._stream.stamp()["mono"]
+        moved_mono = self._moved_mono()
+        if now - moved_mono < QUIET_AFTER_S:  # and nobody has to be asked who is connected
+            self._work_mono = moved_mono
+            self._wake(None)
+            return False
         connections = self._connections(port)
         if not self._has_work(connections):
             self._work_mono = None
             self._wake(connections)
             return False
         self._work_mono = now if self._work_mono is None else self._work_mono
-        if now - max(self._moved_mono(), self._work_mono) < QUIET_AFTER_S:
-            self._wake(connections)
+        if now - self._work_mono < QUIET_AFTER_S:
             return False
         if self._told_mono is None or now - self._told_mono >= TELL_EVERY_S:
             self._tell(connections)

@@ -25,8 +25,9 @@ def listener(port: int) -> int | None:
 
 def client_ports(port: int, proc: Path = Path("/proc")) -> set[int]:
     """The other ends' ports of the connections that are open to a port of this host."""
-    lines = [line for name in ("tcp", "tcp6") for line in _lines(proc / "self" / "net" / name)]
-    fields = [line.split() for line in lines]
+    wanted = f":{port:04X} "  # thousands of other connections may be listed
+    lines = (line for name in ("tcp", "tcp6") for line in _lines(proc / "self" / "net" / name))
+    fields = [line.split() for line in lines if wanted in line]
     return {_port(one[2]) for one in fields if one[3] == _ESTABLISHED and _port(one[1]) == port}
 
 

@@ -59,7 +59,15 @@ def settled(wait_for: WaitFor) -> Settled:
 
     def wait(process: "subprocess.Popen[bytes]", resting: int = 2) -> list[list[int]]:
         lines = [said(process), said(process)]
-        wait_for(lambda: len(asyncio.run(dumps._at_rest(process.pid))) >= resting)
+        last: dict[int, str] = {}
+
+        def have_come_to_rest() -> bool:
+            now = {thread: dumps._turns(process.pid, thread) for thread in dumps._threads(process.pid)}
+            unchanged = [thread for thread, turns in now.items() if last.get(thread) == turns]
+            last.update(now)
+            return len(unchanged) >= resting
+
+        wait_for(have_come_to_rest)
         return lines
 
     return wait

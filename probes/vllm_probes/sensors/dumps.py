@@ -13,20 +13,20 @@ import errno
 import os
 import re
 import signal
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from vllm_probes.rows import Frame, ThreadStack
 from vllm_probes.sensors.tree import state_letter
 
-LOOK_S = 0.05
-"""How long it is watched which threads use the CPU."""
-REST_SHARE = 0.02
-"""Of a core, which a thread at rest may use: it wakes now and then, but hardly in the moment when it is asked."""
+LOOK_S, LOOKS = 0.02, 3
+"""For how long a thread must not have run before it is asked, and how often that is tried. One that waits for its turn
+to run Python tries every 5 ms (sys.setswitchinterval), so it is never taken for one at rest."""
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.0005, 0.05
 """Between two looks whether a thread has answered, each twice as long as the one before."""
+PATIENCE = 8
+"""Looks, 0.1 s altogether, at a thread that has taken the signal and goes on running without a word."""
 _STACKS = re.compile(r".*/vllm-tui-stacks-\d+ \(deleted\)")  # hook/sitecustomize.py
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d+|\?\?\?) in (?P<function>.*)')
 _OUTSIDE_PACKAGE = re.compile(r".*/(?:(?:site|dist)-packages|lib\d*/python3\.\d+t?)/|.*/(?=vllm/)")
@@ -53,19 +53,14 @@ async def dump(pid: int, *, running_too: bool = False, timeout_s: float = 2.0) -
     """
     if reason := _cannot_answer(pid):
         raise DumpError(reason)
-    stacks: list[ThreadStack] = []
+    stacks: dict[int, ThreadStack] = {}
     with _stacks_file(pid) as file, suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
-            at_rest = None if running_too else await _at_rest(pid)
-            for thread in sorted(_threads(pid), key=lambda thread: (thread != pid, thread)):
-                stack = await _ask(pid, thread, file, at_rest)
-                if stack is not None:
-                    stacks.append(stack)
-                elif thread == pid:  # perhaps the program handles the signal itself: do not go on
-                    break
-    if not any(stack.frames for stack in stacks):
-        raise DumpError(_why_silent(pid, stacks, timeout_s))
-    return stacks
+            await _ask_all(pid, file, stacks, running_too)
+    found = [stacks[thread] for thread in _main_first(pid, stacks)]
+    if not any(stack.frames for stack in found):
+        raise DumpError(_why_silent(pid, found, timeout_s))
+    return found
 
 
 def parse(text: str) -> list[Frame]:
@@ -109,31 +104,43 @@ def _threads(pid: int) -> list[int]:
     return [int(thread) for thread in os.listdir(f"/proc/{pid}/task")]
 
 
-async def _at_rest(pid: int) -> set[int]:
-    """The threads that hardly use the CPU; one that began meanwhile, or that the kernel counts nothing for, is none."""
-    before, since = _cpu_ns(pid), time.monotonic_ns()
-    await asyncio.sleep(LOOK_S)
-    after, allowed_ns = _cpu_ns(pid), REST_SHARE * (time.monotonic_ns() - since)
-    return {thread for thread in before.keys() & after.keys() if after[thread] - before[thread] <= allowed_ns}
+def _main_first(pid: int, threads: Iterable[int]) -> list[int]:
+    return sorted(threads, key=lambda thread: (thread != pid, thread))
 
 
-def _cpu_ns(pid: int) -> dict[int, int]:
-    """What each thread has used; /proc/PID/task/TID/stat counts in steps of 10 ms only."""
-    used_ns = {}
-    for thread in _threads(pid):
-        with suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/task/{thread}/schedstat") as file:
-            used_ns[thread] = int(file.read().split()[0])
-    return used_ns
+async def _ask_all(pid: int, file: BinaryIO, stacks: dict[int, ThreadStack], running_too: bool) -> None:
+    """Fill in the stacks, one by one: each thread is asked once, and left out as long as it is not at rest."""
+    asked: set[int] = set()
+    for _ in range(LOOKS):
+        turns = {thread: _turns(pid, thread) for thread in _threads(pid) if thread not in asked}
+        await asyncio.sleep(LOOK_S if turns else 0)
+        for thread in _main_first(pid, turns):
+            stack = await _ask(pid, thread, file, None if running_too else turns[thread])
+            if stack is not None:
+                stacks[thread] = stack
+            elif thread == pid:  # perhaps the program handles the signal itself: do not go on
+                return
+            if stack is None or stack.frames:
+                asked.add(thread)
 
 
-async def _ask(pid: int, thread: int, file: BinaryIO, at_rest: set[int] | None) -> ThreadStack | None:
-    """None: it writes nothing, so it is not Python's, or it does not take the signal."""
+def _turns(pid: int, thread: int) -> str:
+    """Changes whenever the thread gets a CPU (Linux, scheduler/sched-stats); empty: it has ended."""
+    try:
+        with open(f"/proc/{pid}/task/{thread}/schedstat", encoding="ascii") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+async def _ask(pid: int, thread: int, file: BinaryIO, turns: str | None) -> ThreadStack | None:
+    """Of one not at rest since it had these turns, only its state; None: it writes nothing, so it is not Python's."""
     status = _status(pid, thread)
     state = status.get("State", "?")[0]
-    if state == "D" or (at_rest is not None and (state == "R" or thread not in at_rest)):
-        return ThreadStack(thread_id=thread, state=state)
     if not _has(status, "SigCgt") or _has(status, "SigBlk") or _has(status, "SigPnd"):
         return None
+    if state == "D" or (turns is not None and (state == "R" or not turns or _turns(pid, thread) != turns)):
+        return ThreadStack(thread_id=thread, state=state)
     file.truncate(0)
     _send(pid, thread)
     text = await _answer(pid, thread, file)
@@ -141,16 +148,19 @@ async def _ask(pid: int, thread: int, file: BinaryIO, at_rest: set[int] | None) 
 
 
 async def _answer(pid: int, thread: int, file: BinaryIO) -> str:
-    """What it has written when it has left the handler, inside which the kernel blocks the signal for it."""
-    pause_s, silent_looks = SHORTEST_PAUSE_S, 0
-    while silent_looks < 2:  # for a moment it has taken the signal, and is not yet in the handler
+    """What it has written when it has left the handler, inside which the kernel blocks the signal for it.
+
+    Between taking the signal and being inside the handler it runs: once it sleeps without a word there is none to come.
+    """
+    pause_s, patience = SHORTEST_PAUSE_S, PATIENCE
+    while patience > 0:
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         status = _status(pid, thread)
         if not _has(status, "SigPnd") and not _has(status, "SigBlk"):
             if text := os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0):
                 return text.decode("ascii", "replace")
-            silent_looks += 1
+            patience -= 1 if status.get("State", "")[:1] == "R" else PATIENCE
     return ""
 
 
@@ -192,7 +202,7 @@ def _without_hook(pid: int) -> str:
     )
 
 
-def _why_silent(pid: int, stacks: list[ThreadStack], timeout_s: float) -> str:
+def _why_silent(pid: int, stacks: Sequence[ThreadStack], timeout_s: float) -> str:
     if reason := _cannot_answer(pid):
         return reason
     status = _status(pid, pid)

@@ -51,7 +51,7 @@ def load_the_next() -> None:
 def offer_stacks() -> None:
     """At SIGUSR2 a thread writes down its own stack, unless somebody else has a use for that signal.
 
-    Never those of all threads: reading them while one of them runs Python can end the process (sensors/dumps.py).
+    Never those of all threads: reading them while one of them runs Python can end the process.
     """
     try:
         if is_default(SIGUSR2):

@@ -14,6 +14,7 @@ from vllm_probes.events import (
     AttemptStarted,
     CommandEnded,
     DiskSampled,
+    DoingChanged,
     EndpointSampled,
     Event,
     Exited,
@@ -72,6 +73,7 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     """What the relaunch that follows this attempt waits for."""
     limit: LimitChanged | None = None
     verdict: VerdictChanged | None = None
+    doing: DoingChanged | None = None
     gpu_before_bytes: dict[int, int] = {}
     """What each GPU had in use when this attempt began, by index."""
     arrived: dict[str, LeverChecked] = {}
@@ -275,6 +277,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     GateChanged: _keep_on_attempt("gate"),
     LimitChanged: _keep_on_attempt("limit"),
     VerdictChanged: _keep_on_attempt("verdict"),
+    DoingChanged: _keep_on_attempt("doing"),
     DiskSampled: _keep("disk"),
     StacksCaptured: _append("stacks"),
     LeverChecked: _lever_checked,

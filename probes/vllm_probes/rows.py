@@ -221,6 +221,22 @@ class ProcessRef(Row, frozen=True, kw_only=True):
     state: str = "?"
 
 
+class ProcessDoing(Row, frozen=True, kw_only=True):
+    """What one process does, as its latest stacks show it."""
+
+    pid: int
+    doing: str
+    """As of a culprit."""
+    what: str
+    """The same in a few words, with what it waits for where that is known: `all_reduce`, `waits for workers`."""
+    frame: str | None = None
+    """`function (file:line)`, as of a culprit."""
+    motion: Literal["frozen", "line", "function"] | None = None
+    """Since the look before: the same lines; other lines of the same functions; other functions. None: no such look."""
+    since: float
+    """Unix seconds of the first of all the looks that have shown the same."""
+
+
 class Culprit(msgspec.Struct, frozen=True, kw_only=True):
     """A process that holds the others up. All fields are always written."""
 

@@ -17,6 +17,7 @@ from vllm_probes.events.base import (
     State,
 )
 from vllm_probes.events.conclusions import (
+    DoingChanged,
     Exited,
     LimitChanged,
     PhaseChanged,
@@ -66,6 +67,7 @@ __all__ = [
     "CommandEnded",
     "Conclusion",
     "DiskSampled",
+    "DoingChanged",
     "EndpointSampled",
     "Event",
     "Exited",

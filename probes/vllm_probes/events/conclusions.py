@@ -3,7 +3,7 @@
 from typing import Literal
 
 from vllm_probes.events.base import Conclusion, State
-from vllm_probes.rows import Culprit, Evidence, Finding
+from vllm_probes.rows import Culprit, Evidence, Finding, ProcessDoing
 
 
 class StateChanged(Conclusion, frozen=True, kw_only=True):
@@ -46,6 +46,12 @@ class LimitChanged(Conclusion, frozen=True, kw_only=True):
     summary: str = ""
     """One sentence."""
     evidence: list[Evidence] = []
+
+
+class DoingChanged(Conclusion, frozen=True, kw_only=True):
+    """What each process does; none: they get on, and what was said of them is over."""
+
+    processes: list[ProcessDoing] = []
 
 
 class VerdictChanged(Conclusion, frozen=True, kw_only=True):

@@ -176,6 +176,18 @@ _DOING_WORDS: dict[Doing, str] = {
 }
 
 
+def said(standing: Standing) -> str:
+    """`all_reduce`, `waits for workers`, `waits for a lock`: what it does, in a few words."""
+    match standing.classified.class_:
+        case "collective" if standing.doing == "collective":
+            return standing.classified.operation or "in a collective"
+        case "waiting_for_worker" if standing.doing != "stopped":
+            return "waits for workers"
+        case "startup_wait" if standing.doing != "stopped":
+            return "waits for the start of others"
+    return _DOING_WORDS[standing.doing]
+
+
 def summary(hang: Hang) -> str:
     """`Worker_TP3 waits for a lock: acquire (pool.py:88); 7 processes wait for it.`."""
     if not hang.culprits:

@@ -4,7 +4,7 @@ A pure fold over observations. Nothing is said while anything moves that counts 
 at stacks only suspects, and only looks that agree become a verdict.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vllm_probes.events import (
@@ -12,6 +12,7 @@ from vllm_probes.events import (
     ActivitySampled,
     AttemptStarted,
     Conclusion,
+    DoingChanged,
     Event,
     GpusSampled,
     LogRecorded,
@@ -24,10 +25,10 @@ from vllm_probes.events import (
 )
 from vllm_probes.gpus import GpuModel, residents
 from vllm_probes.judges.culprits import Hang, Standing, find_hang, said_together, summary
-from vllm_probes.judges.doing import doing, place
-from vllm_probes.judges.frames import FrameTable, threads_that_matter
-from vllm_probes.judges.stackmerge import moving
-from vllm_probes.rows import Evidence, GpuCard, GpuRow, ProcessRow, StackFile, ThreadStack
+from vllm_probes.judges.frames import FrameTable
+from vllm_probes.judges.looks import doings, looks_at
+from vllm_probes.judges.stackmerge import Motion, moving
+from vllm_probes.rows import Evidence, GpuCard, GpuRow, ProcessDoing, ProcessRow, StackFile, ThreadStack
 
 SERVER_MOVES = frozenset(("tokens", "children", "start", "work"))
 """What counts as progress of a server; whatever starts, moves anything."""
@@ -81,6 +82,8 @@ class Memory:
     """CPU of threads that compile, at the look before."""
     failed: frozenset[int] = frozenset()
     """pids that have logged an exception since the last progress."""
+    doing: Sequence[ProcessDoing] = ()
+    """What each process did at that look."""
     suspicion: Suspicion | None = None
     told: Verdict = ("ok", None, ())
     is_open: bool = False
@@ -107,7 +110,7 @@ def step(table: FrameTable, memory: Memory, event: Event, state: State | None, p
             return replace(memory, failed=memory.failed | {event.pid}), []
         case ActivitySampled():
             return _activity_sampled(memory, event, state)
-        case StacksCaptured() if memory.is_open:
+        case StacksCaptured():
             return _stacks_captured(table, memory, event, state, phase)
         case _:
             return memory, []
@@ -119,7 +122,14 @@ def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | Non
     memory = replace(memory, moved=event.moved, pending=pending)
     if _moved_mono(event.moved, state) <= before_mono and pending:
         return memory, []
-    return _tell(replace(memory, suspicion=None, failed=frozenset(), threads={}), event, None, (), "ok", state)
+    over = [DoingChanged(**_stamp(event))] if memory.doing else []
+    memory = replace(memory, suspicion=None, failed=frozenset(), threads={}, doing=())
+    memory, verdicts = _tell(memory, event, None, (), "ok", state)
+    return memory, [*over, *verdicts]
+
+
+def _stamp(event: Event) -> Stamp:
+    return Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
 
 
 def _moved_mono(moved: Mapping[str, float], state: State | None) -> float:
@@ -133,63 +143,52 @@ def _moved_mono(moved: Mapping[str, float], state: State | None) -> float:
 def _stacks_captured(
     table: FrameTable, memory: Memory, event: StacksCaptured, state: State | None, phase: str | None
 ) -> Result:
-    serves = state in SERVER_STATES
-    quiet_s = event.mono - _moved_mono(memory.moved, state)
-    looks = [look for file in event.stacks if (look := _look(table, memory, file))]
-    standings = tuple(look.standing for look in looks)
+    looks = looks_at(table, event, memory.rows, memory.threads, memory.failed)
     threads = {str(look.standing.row.pid): look.thread for look in looks}
     motion = moving(memory.threads, threads)
-    compile_ticks = sum(look.compile_ticks for look in looks)
-    compiles = compile_ticks > memory.compile_ticks > 0 or _compilers_work(memory)
-    working = _working(memory, event)
+    doing = doings(looks, motion, memory.doing, event.time)
+    before = memory
     memory = replace(
         memory,
         threads=threads,
-        compile_ticks=compile_ticks,
+        doing=doing,
+        compile_ticks=sum(look.compile_ticks for look in looks),
         cpu_ticks={file.pid: _ticks(file) for file in event.stacks},
         looked_mono=event.mono,
     )
-    hang = None if compiles else find_hang(standings, serves=serves, phase=phase, gpus_idle=_gpus_idle(memory))
+    told = DoingChanged(**_stamp(event), processes=doing)
+    if not memory.is_open:
+        return memory, [told]
+    compiles = memory.compile_ticks > before.compile_ticks > 0 or _compilers_work(memory)
+    scene = _Scene(tuple(look.standing for look in looks), motion, _working(before, event), compiles)
+    memory, verdicts = _judged(memory, event, scene, state, phase)
+    return memory, [told, *verdicts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scene:
+    """What one look shows, against the look before."""
+
+    standings: tuple[Standing, ...]
+    motion: Mapping[str, Motion]
+    working: frozenset[int]
+    """The processes that have used much of a core since then."""
+    compiles: bool
+
+
+def _judged(memory: Memory, event: StacksCaptured, scene: _Scene, state: State | None, phase: str | None) -> Result:
+    serves = state in SERVER_STATES
+    quiet_s = event.mono - _moved_mono(memory.moved, state)
+    gpus_idle = _gpus_idle(memory)
+    hang = None if scene.compiles else find_hang(scene.standings, serves=serves, phase=phase, gpus_idle=gpus_idle)
     if hang is None or not memory.pending:
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", state)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
     memory = replace(memory, suspicion=suspicion)
     held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S)
-    if _runs(hang, motion, working, held_s, serves=serves):
+    if _runs(hang, scene, held_s, serves=serves):
         return _tell(memory, event, None, (), "ok", state)
-    return _tell(memory, event, hang, standings, _health(suspicion, held_s, serves=serves), state)
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    standing: Standing
-    thread: ThreadStack
-    compile_ticks: int
-
-
-def _look(table: FrameTable, memory: Memory, file: StackFile) -> _Look | None:
-    """What one process does; None where nothing can be said of it."""
-    row = memory.rows.get(file.pid)
-    threads = threads_that_matter(table, file)
-    if row is None or not threads:
-        return None
-    main = threads[0]
-    on_gpu = [one for one in threads[1:] if one[1].class_ == "gpu_sync"] if main[1].class_ == "idle" else []
-    thread, classified = on_gpu[0] if on_gpu else main
-    before = memory.threads.get(str(file.pid))
-    moved = (
-        None if before is None else [frame.line for frame in before.frames[:1]] != [f.line for f in thread.frames[:1]]
-    )
-    standing = Standing(
-        row=row,
-        classified=classified,
-        doing="stopped"
-        if file.frozen or row.state[:1] in ("T", "t")
-        else doing(thread, classified, moved=moved, machine=table.machine),
-        frame=place(thread),
-        failed=file.pid in memory.failed,
-    )
-    return _Look(standing, thread, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
+    return _tell(memory, event, hang, scene.standings, _health(suspicion, held_s, serves=serves), state)
 
 
 def _gpus_idle(memory: Memory) -> dict[int, bool]:
@@ -219,15 +218,15 @@ def _working(memory: Memory, event: StacksCaptured) -> frozenset[int]:
     return frozenset(pid for pid, ticks in used.items() if ticks >= least > 0)
 
 
-def _runs(hang: Hang, motion: Mapping[str, str], working: frozenset[int], held_s: float, *, serves: bool) -> bool:
+def _runs(hang: Hang, scene: _Scene, held_s: float, *, serves: bool) -> bool:
     """Whoever seems to hold it up gets on still: it runs through its program, or a start computes."""
     operators = [one for one in hang.waiting if one.classified.class_ == "torch_op"]
     if not hang.culprits and operators and held_s < OPERATOR_GRACE_S:
         return True
-    if not serves and any(one.row.pid in working for one in (*hang.culprits, *operators)):
+    if not serves and any(one.row.pid in scene.working for one in (*hang.culprits, *operators)):
         return held_s < START_MOVING_GRACE_S
     grace_s = MOVING_GRACE_S if serves else START_MOVING_GRACE_S
-    moves = [motion.get(str(one.row.pid)) == "function" for one in hang.culprits]
+    moves = [scene.motion.get(str(one.row.pid)) == "function" for one in hang.culprits]
     return bool(moves) and all(moves) and held_s < grace_s
 
 
@@ -268,7 +267,7 @@ def _tell(
     verdict: Verdict = (health, hang.kind if hang else None, pids)
     if verdict == memory.told:
         return memory, []
-    stamp = Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
+    stamp = _stamp(event)
     memory = replace(memory, told=verdict)
     if hang is None:
         return memory, [VerdictChanged(**stamp, health="ok")]

@@ -21,6 +21,7 @@ from vllm_probes.events import (
     StopRequested,
     VerdictChanged,
 )
+from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.frames import load_frames
 from vllm_probes.judges.verdict import Memory, step
 from vllm_probes.rows import GpuProcess, GpuRow, ProcessRow, StackFile, ThreadStack
@@ -294,3 +295,38 @@ def test_who_asks_for_the_end_gets_no_verdict() -> None:
     story = Story()
     story.say(StopRequested, 50, by="key")
     assert story.looks(engine_waits(), in_all_reduce(), in_lock()).told == []
+
+
+def test_a_hang_is_not_over_when_everybody_has_given_up_waiting() -> None:
+    story = Story().looks(engine_waits(), in_all_reduce(), in_lock())
+    story.quiet(115, 100, requests=0)
+    story.look(118, engine_waits(), in_all_reduce(), in_lock())
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "lock")])
+    story.look(121, engine_idle(), idle_worker(), idle_worker())
+    assert story.last == ("ok", None, [])
+
+
+def test_a_hang_outlives_the_processes_that_were_in_it() -> None:
+    story = Story().looks(engine_waits(), in_all_reduce(), in_lock())
+    story.say(ProcessesSampled, 120, gone=[10])
+    story.look(121, engine_idle(), idle_worker(), in_lock())
+    story.state = "crashed"
+    story.say(ProcessesSampled, 122, gone=[2, 11])
+    assert story.last == ("dead", "rank_absent", [("Worker_TP1", "lock")])
+    assert story.told[-1].summary.startswith("It hung, and then ended: Worker_TP1 waits for a lock")
+    assert [one.health for one in story.told] == ["suspect", "stalled", "dead"]
+
+
+def test_whoever_went_first_is_named() -> None:
+    story = Story()
+    story.say(ProcessesSampled, 120, gone=[11])
+    story.state = "crashed"
+    story.say(ProcessesSampled, 122, gone=[2, 10])
+    assert story.last == ("dead", "unknown", [("Worker_TP1", "unknown")])
+    assert story.told[-1].summary == "Worker_TP1 (pid 11) went first."
+
+
+def test_the_hang_is_the_first_finding_of_the_end() -> None:
+    told = Story().looks(engine_waits(), in_all_reduce(), in_lock()).told[-1]
+    finding = hang_finding(told, "attempt-1.log")
+    assert (finding.rule, finding.file, finding.line) == ("hang", "s/11.json", told.summary)

@@ -28,9 +28,7 @@ class Memory:
 
 def judge(knowledge: Knowledge, memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:
     """One observation in, the conclusions of all judges out, always in the same order."""
-    of_state, states = state.step(knowledge.rules, memory.of_state, event)
+    of_state, states = state.step(knowledge.rules, memory.of_state, event, memory.of_verdict.stalled)
     of_limits, changes = limits.step(memory.of_limits, event)
-    of_verdict, verdicts = verdict.step(
-        knowledge.frames, memory.of_verdict, event, memory.of_state.state, memory.of_state.phase
-    )
+    of_verdict, verdicts = verdict.step(knowledge.frames, memory.of_verdict, event, of_state.state, of_state.phase)
     return Memory(of_state, of_limits, of_verdict), [*states, *changes, *verdicts]

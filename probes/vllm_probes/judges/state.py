@@ -27,7 +27,9 @@ from vllm_probes.events import (
     StateChanged,
     StopRequested,
     TreeEnded,
+    VerdictChanged,
 )
+from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.rules import Rule
 from vllm_probes.judges.triage import MAX_RECORDS, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
@@ -99,8 +101,8 @@ class Memory:
 Result = tuple[Memory, list[Conclusion]]
 
 
-def step(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
-    """One observation in, conclusions out. Anything else changes nothing."""
+def step(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictChanged | None = None) -> Result:
+    """One observation in, conclusions out. Anything else changes nothing. `hang`: in which the run is until now."""
     match event:
         case AttemptStarted():
             return _attempt_started(event)
@@ -115,9 +117,9 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
         case StopRequested():
             return _stop_requested(memory, event)
         case CommandEnded():
-            return _command_ended(rules, memory, event)
+            return _command_ended(rules, memory, event, hang)
         case TreeEnded() if memory.ended and memory.state not in ENDED_STATES:
-            return _conclude(rules, memory, event)
+            return _conclude(rules, memory, event, hang)
         case _:
             return memory, []
 
@@ -144,11 +146,13 @@ def _stop_requested(memory: Memory, event: StopRequested) -> Result:
     return _move(replace(memory, stop_requested=True, stop_mono=stop_mono), event, "stopping")
 
 
-def _command_ended(rules: Mapping[str, Rule], memory: Memory, event: CommandEnded) -> Result:
+def _command_ended(
+    rules: Mapping[str, Rule], memory: Memory, event: CommandEnded, hang: VerdictChanged | None
+) -> Result:
     """An end that was asked for is judged when the whole tree has come to it."""
     by_itself = memory.stop_mono is None or (event.ended_mono is not None and event.ended_mono < memory.stop_mono)
     memory = replace(memory, ended=event, stop_requested=not by_itself)
-    return _conclude(rules, memory, event) if by_itself else (memory, [])
+    return _conclude(rules, memory, event, hang) if by_itself else (memory, [])
 
 
 def _recognise(memory: Memory, event: Event) -> Result:
@@ -279,13 +283,14 @@ def _host_sampled(memory: Memory, event: HostSampled) -> Result:
 # --- the end --------------------------------------------------------------------------------------------------------
 
 
-def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
+def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictChanged | None) -> Result:
     ended = memory.ended
     if ended is None:
         return memory, []
     state, reason = _end_state(memory, ended)
     memory, conclusions = _move(memory, event, state, reason)
-    findings = find_causes(rules, memory.alarms, memory.log) if state == "crashed" else []
+    findings = [hang_finding(hang, memory.log)] if hang else []
+    findings += find_causes(rules, memory.alarms, memory.log) if state == "crashed" else []
     exited = Exited(**_stamp(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

@@ -4,7 +4,7 @@ A pure fold over observations. Nothing is said while anything moves that counts 
 at stacks only suspects, and only looks that agree become a verdict.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vllm_probes.events import (
@@ -24,11 +24,12 @@ from vllm_probes.events import (
     VerdictChanged,
 )
 from vllm_probes.gpus import GpuModel, residents
-from vllm_probes.judges.culprits import Hang, Standing, find_hang, said_together, summary
+from vllm_probes.judges.culprits import Hang, Standing, find_hang, summary
+from vllm_probes.judges.evidence import IDLE_GPU_PERCENT, evidence
 from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.looks import doings, looks_at
 from vllm_probes.judges.stackmerge import Motion, moving
-from vllm_probes.rows import Evidence, GpuCard, GpuRow, ProcessDoing, ProcessRow, StackFile, ThreadStack
+from vllm_probes.rows import Culprit, GpuCard, GpuRow, ProcessDoing, ProcessRow, StackFile, ThreadStack
 
 SERVER_MOVES = frozenset(("tokens", "children", "start", "work"))
 """What counts as progress of a server; whatever starts, moves anything."""
@@ -46,7 +47,6 @@ TICKS_PER_S = 100
 """Of /proc (sysconf SC_CLK_TCK), on every Linux that vLLM runs on."""
 OPERATOR_GRACE_S = 60.0
 """How long all ranks may be in operators of torch: a prefill on the CPU that is larger than any measured."""
-IDLE_GPU_PERCENT, BUSY_GPU_PERCENT = 5.0, 95.0
 
 Verdict = tuple[str, str | None, tuple[int, ...]]
 
@@ -86,7 +86,14 @@ class Memory:
     """What each process did at that look."""
     suspicion: Suspicion | None = None
     told: Verdict = ("ok", None, ())
+    stalled: VerdictChanged | None = None
+    """The hang that the run is in, or was in when it ended …"""
+    involved: frozenset[int] = frozenset()
+    """… and who was there then. Whether it is over can be seen only while all of them are."""
+    lost: ProcessRow | None = None
+    """The first engine or worker that went without anybody asking."""
     is_open: bool = False
+    """It runs, and nobody has asked for its end."""
 
 
 Result = tuple[Memory, list[Conclusion]]
@@ -94,21 +101,28 @@ Result = tuple[Memory, list[Conclusion]]
 
 def step(table: FrameTable, memory: Memory, event: Event, state: State | None, phase: str | None) -> Result:
     """One observation in, conclusions out. `state` and `phase` are what the judge of states says at that moment."""
+    memory, conclusions = _step(table, memory, event, state, phase)
+    if state != "crashed" or memory.told[0] == "dead":
+        return memory, conclusions
+    memory, died = _died(memory, event)
+    return memory, [*conclusions, died]
+
+
+def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, phase: str | None) -> Result:
     match event:
         case AttemptStarted():
             return Memory(cards=memory.cards, gpus=memory.gpus, moved={"start": event.mono}, is_open=True), []
         case StopRequested():
             return replace(memory, is_open=False), []
         case ProcessesSampled():
-            known = {pid: row for pid, row in memory.rows.items() if pid not in event.gone}
-            return replace(memory, rows=known | {row.pid: row for row in event.rows}), []
+            return _processes_sampled(memory, event), []
         case GpusSampled():
             cards = {**memory.cards, **{card.index: card for card in event.cards}}
             rows = {**memory.gpus, **{row.index: row for row in event.rows}} if event.status == "ok" else {}
             return replace(memory, cards=cards, gpus=rows), []
         case LogRecorded() if event.pid is not None and event.exception_line_number is not None:
             return replace(memory, failed=memory.failed | {event.pid}), []
-        case ActivitySampled():
+        case ActivitySampled() if memory.is_open:
             return _activity_sampled(memory, event, state)
         case StacksCaptured():
             return _stacks_captured(table, memory, event, state, phase)
@@ -116,12 +130,19 @@ def step(table: FrameTable, memory: Memory, event: Event, state: State | None, p
             return memory, []
 
 
+def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Memory:
+    known = {pid: row for pid, row in memory.rows.items() if pid not in event.gone}
+    lost = [row for pid in event.gone if (row := memory.rows.get(pid)) and row.role in ("engine_core", "worker")]
+    first = memory.lost or (lost[0] if lost and memory.is_open else None)
+    return replace(memory, rows=known | {row.pid: row for row in event.rows}, lost=first)
+
+
 def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | None) -> Result:
     before_mono = _moved_mono(memory.moved, state)
     pending = bool(event.requests) or bool(event.connections) or state not in SERVER_STATES
     memory = replace(memory, moved=event.moved, pending=pending)
-    if _moved_mono(event.moved, state) <= before_mono and pending:
-        return memory, []
+    if _moved_mono(event.moved, state) <= before_mono and (pending or memory.stalled):
+        return memory, []  # whoever gives up waiting does not end a hang
     over = [DoingChanged(**_stamp(event))] if memory.doing else []
     memory = replace(memory, suspicion=None, failed=frozenset(), threads={}, doing=())
     memory, verdicts = _tell(memory, event, None, (), "ok", state)
@@ -181,7 +202,9 @@ def _judged(memory: Memory, event: StacksCaptured, scene: _Scene, state: State |
     quiet_s = event.mono - _moved_mono(memory.moved, state)
     gpus_idle = _gpus_idle(memory)
     hang = None if scene.compiles else find_hang(scene.standings, serves=serves, phase=phase, gpus_idle=gpus_idle)
-    if hang is None or not memory.pending:
+    if hang is None and memory.stalled and not memory.involved <= memory.rows.keys():
+        return memory, []
+    if hang is None or not (memory.pending or memory.stalled):
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", state)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
     memory = replace(memory, suspicion=suspicion)
@@ -270,42 +293,35 @@ def _tell(
     stamp = _stamp(event)
     memory = replace(memory, told=verdict)
     if hang is None:
-        return memory, [VerdictChanged(**stamp, health="ok")]
+        return replace(memory, stalled=None, involved=frozenset()), [VerdictChanged(**stamp, health="ok")]
     since = event.time - (event.mono - _moved_mono(memory.moved, state))
+    what = "no tokens" if state in SERVER_STATES else "nothing moved"
     told = VerdictChanged(
         **stamp,
         health="stalled" if health == "stalled" else "suspect",
         kind=hang.kind,
         culprits=[one.culprit for one in hang.culprits],
         summary=summary(hang),
-        evidence=list(_evidence(memory, event, hang, standings, since, state)),
+        evidence=list(evidence(event, hang, standings, what, since, memory.gpus)),
         since=since,
     )
+    if told.health == "stalled":
+        memory = replace(memory, stalled=told, involved=frozenset(one.row.pid for one in standings))
     return memory, [told]
 
 
-def _evidence(
-    memory: Memory, event: Event, hang: Hang, standings: tuple[Standing, ...], since: float, state: State | None
-) -> Iterator[Evidence]:
-    what = "no tokens" if state in SERVER_STATES else "nothing moved"
-    yield Evidence(signal=what, value=f"for {event.time - since:.0f} s", since=since)
-    if gpus := _gpu_picture(memory):
-        yield Evidence(signal="GPUs", value=gpus)
-    files = {file.pid: file.file for file in event.stacks} if isinstance(event, StacksCaptured) else {}
-    others = tuple(one for one in standings if one not in hang.culprits)
-    for names, said, first in [*said_together(hang.culprits), *said_together(others)]:
-        yield Evidence(signal=names, value=said, since=since, file=files.get(first.row.pid))
-
-
-def _gpu_picture(memory: Memory) -> str:
-    """`GPU 5 at 0 %, the others busy at up to 118 W`; empty where they do not differ that much."""
-    rows = [row for row in memory.gpus.values() if row.busy_percent is not None and row.power_w is not None]
-    idle = [row for row in rows if (row.busy_percent or 0.0) <= IDLE_GPU_PERCENT]
-    busy = [row for row in rows if (row.busy_percent or 0.0) >= BUSY_GPU_PERCENT]
-    if not busy or len(idle) + len(busy) < len(rows):
-        return ""
-    watts = max(row.power_w or 0.0 for row in busy)
-    if not idle:
-        return f"all at {BUSY_GPU_PERCENT:.0f} % or more and up to {watts:.0f} W"
-    names = ", ".join(str(row.index) for row in idle)
-    return f"GPU {names} at 0 %, the others busy at up to {watts:.0f} W"
+def _died(memory: Memory, event: Event) -> tuple[Memory, VerdictChanged]:
+    """The end that nobody asked for; after a hang its verdict goes on to stand."""
+    lost, hung = memory.lost, memory.stalled
+    summary = f"{lost.process} (pid {lost.pid}) went first." if lost else "It has ended, and nobody asked for it."
+    gone = [Culprit(process=lost.process, pid=lost.pid, rank=lost.rank, doing="unknown", frame=None)] if lost else []
+    died = VerdictChanged(
+        **_stamp(event),
+        health="dead",
+        kind=hung.kind if hung else "unknown",
+        culprits=hung.culprits if hung else gone,
+        summary=f"It hung, and then ended: {hung.summary}" if hung else summary,
+        evidence=hung.evidence if hung else [],
+        since=hung.since if hung else None,
+    )
+    return replace(memory, told=("dead", None, ())), died

@@ -54,6 +54,7 @@ class Keeper:
                 looks = [
                     self._tasks.create_task(self._every(LOG_INTERVAL_S, self._look_at_log)),
                     self._tasks.create_task(self._every(LOOK_INTERVAL_S, self._look)),
+                    self._tasks.create_task(self._every(LOOK_INTERVAL_S, self._look_out)),
                     self._tasks.create_task(self._every(DISK_INTERVAL_S, self._look_at_disk)),
                 ]
                 await self._until_unneeded()
@@ -131,8 +132,11 @@ class Keeper:
             watch.look_at_processes()
             watch.check_levers()
             await watch.look_at_endpoint()
-            if watch.wants_stacks():
-                self._start(watch.capture_stacks("quiet"))
+
+    async def _look_out(self) -> None:
+        """Beside the other looks: a server that hangs makes the one at its endpoint wait."""
+        if (watch := self._course.watch) and watch.wants_stacks():
+            self._start(watch.capture_stacks("quiet"))
 
     async def _look_at_disk(self) -> None:
         if watch := self._course.watch:

@@ -7,7 +7,7 @@ from vllm_probes.sensors import ports
 QUIET_AFTER_S = 3.0
 """A healthy step of a loaded server takes less; one long prefill may take longer, and its stacks move."""
 TELL_EVERY_S = 5.0
-SUSPECTED_EVERY_S = 3.0
+SUSPECTED_EVERY_S = 2.5
 """Between looks at stacks while they show what may be a hang …"""
 LONGEST_PAUSE_S = 30.0
 """… and else twice as long each time, up to this: an open connection without a request looks like work."""
@@ -62,7 +62,8 @@ class Lookout:
     def _has_work(self, connections: int | None) -> bool:
         """Whatever starts has; of a server the gauges tell only if its first step has come to its end."""
         is_server = self._stream.model.state in SERVER_STATES
-        return not is_server or bool(self._stream.activity.requests) or bool(connections)
+        has_requests = bool(self._stream.activity.requests) or bool(connections)
+        return not is_server or has_requests or self._stream.is_stalled
 
     def _connections(self, port: int | None) -> int | None:
         attempt = self._stream.model.attempt

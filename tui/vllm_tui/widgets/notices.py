@@ -130,8 +130,8 @@ def command_name(attempt: AttemptModel) -> str:
 
 
 def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:
-    """The root cause of the post-mortem, with what to do about it."""
-    causes = [finding for finding in exited.findings if finding.severity in ("error", "fatal")]
+    """The root cause of the post-mortem in the log, with what to do about it; a hang has its banner."""
+    causes = [one for one in exited.findings if one.severity in ("error", "fatal") and one.rule != "hang"]
     if causes:
         yield "error", finding_sentence(causes[0])
 

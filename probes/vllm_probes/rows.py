@@ -189,6 +189,10 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     """Innermost first."""
     active: bool | None = None
     """It runs, as py-spy sees it."""
+    moves: bool | None = None
+    """Of one that runs: a moment later its innermost call was at another line. None: that was not looked at."""
+    source: str | None = None
+    """Of one that runs: the line of source that its innermost call is at."""
     state: str | None = None
     """R S D T t …, as in /proc/PID/task/TID/stat."""
     cpu_ticks: int | None = None

@@ -56,10 +56,11 @@ def _look(
     thread, classified = on_gpu[0] if on_gpu else main
     moved = None if before is None else _leaf_line(before) != _leaf_line(thread)
     is_stopped = file.frozen or row.state[:1] in ("T", "t")
+    does = "stopped" if is_stopped else doing(thread, classified, moved=moved, machine=table.machine)
     standing = Standing(
         row=row,
         classified=classified,
-        doing="stopped" if is_stopped else doing(thread, classified, moved=moved, machine=table.machine),
+        doing=does,
         frame=place(thread),
         failed=failed,
     )

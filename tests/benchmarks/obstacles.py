@@ -1,12 +1,15 @@
 """What holds a real vLLM up from outside, without a frame of ours in its stacks."""
 
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +17,7 @@ from pathlib import Path
 from tests.real_vllm import RealVllm
 
 FREEZERS = Path("/sys/fs/cgroup/freezer")
+SLOW_BYTES_PER_S = 20_000
 REPOSITORY, REVISION, ETAG = "someone/tiny", "0" * 40, "1" * 40
 
 
@@ -63,28 +67,78 @@ def held_hub_lock(real: RealVllm, folder: Path) -> Obstacle:
     return Obstacle(REPOSITORY, _hub(folder, server.server_port), stands)
 
 
+def slow_hub(real: RealVllm, folder: Path) -> Obstacle:
+    """A hub that has the model, and sends its weights at 20 kB a second."""
+
+    class Slow(_Hub):
+        model = real.model
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    @contextmanager
+    def stands() -> Iterator[None]:
+        yield
+        server.shutdown()
+
+    return Obstacle(REPOSITORY, _hub(folder, server.server_port), stands)
+
+
 def _hub(folder: Path, port: int) -> dict[str, str]:
     return {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "huggingface")}
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Knows every file of the repository, as far as its headers tell."""
+    """The repository as far as a download asks: its list of files, their headers, and slowly what is in them."""
+
+    model: Path | None = None
+    """None: it has headers alone."""
 
     def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("ETag", f'"{ETAG}"')
-        self.send_header("X-Repo-Commit", REVISION)
-        self.send_header("Content-Length", "1000")
-        self.end_headers()
+        self._send_headers(self._file())
 
     def do_GET(self) -> None:
-        body = b'{"siblings": [{"rfilename": "config.json"}, {"rfilename": "model.safetensors"}], "sha": "%s"}' % (
-            REVISION.encode()
-        )
+        if self.path.startswith("/api/"):
+            self._send_list()
+            return
+        file = self._file()
+        if self._send_headers(file) and file:
+            self._send_slowly(file)
+
+    def _file(self) -> Path | None:
+        name = self.path.partition("?")[0].rpartition("/")[2]
+        return self.model / name if self.model else None
+
+    def _send_headers(self, file: Path | None) -> bool:
+        if file and not file.is_file():
+            self.send_error(404)
+            return False
         self.send_response(200)
+        self.send_header("ETag", f'"{ETAG if file is None else hashlib.sha1(file.name.encode()).hexdigest()}"')
+        self.send_header("X-Repo-Commit", REVISION)
+        self.send_header("Content-Length", str(file.stat().st_size if file else 1000))
+        self.end_headers()
+        return True
+
+    def _send_list(self) -> None:
+        files = sorted(path.name for path in self.model.iterdir()) if self.model else ["config.json"]
+        is_tree = "/tree/" in self.path
+        rows = [{"type": "file", "path": name, "size": 1, "oid": ETAG} for name in files]
+        answer = rows if is_tree else {"sha": REVISION, "siblings": [{"rfilename": name} for name in files]}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _send_slowly(self, file: Path) -> None:
+        with file.open("rb") as source, suppress(ConnectionError):
+            while piece := source.read(SLOW_BYTES_PER_S):
+                self.wfile.write(piece)
+                self.wfile.flush()
+                if file.suffix == ".safetensors":
+                    time.sleep(1)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Standard error is for the table."""

@@ -262,13 +262,53 @@ def test_a_single_gpu_has_no_worker_process() -> None:
 # --- what must not be said --------------------------------------------------------------------------------------------
 
 
-def test_what_runs_through_its_program_gets_on() -> None:
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        "linear (torch/nn/functional.py:134)",
+        "exec_module (<frozen importlib._bootstrap_external>:940)",
+        "_batch_encode_plus (transformers/tokenization_utils_fast.py:553)",
+    ],
+)
+def test_what_runs_through_its_program_gets_on(leaf: str) -> None:
     story = Story()
     story.quiet(103, 100)
     for at in (103, 106, 109, 112, 120):
-        busy = thread(f"f{at} (app/model.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R")
+        busy = thread(f"{leaf} < f{at} (app/model.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R")
         story.look(at, engine_waits(), busy, busy)
     assert story.told == []
+
+
+def test_a_loop_through_several_functions_is_no_progress() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109, 112):
+        looping = thread(f"f{at} (app/loop.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R")
+        story.look(at, engine_waits(), in_all_reduce(), looping)
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "python_loop")])
+
+
+def test_a_script_without_counters_computes_for_long() -> None:
+    story = Story()
+    for at in range(103, 200, 6):
+        story.quiet(at, 100, requests=None)
+        busy = thread(f"f{at} (app/model.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R", cpu_ticks=at * 100)
+        story.look(at, engine_waits(), in_all_reduce(), busy)
+    assert story.told == []
+
+
+def test_a_program_of_which_nothing_is_known_is_only_suspected() -> None:
+    story = Story(workers=0, state="running")
+    story.rows = [ProcessRow(pid=1, parent_pid=0, started=0, process="job.py", role="command")]
+    story.say(ProcessesSampled, 2, rows=story.rows, gone=[2])
+    asleep = thread("work (job.py:5) < <module> (job.py:9)", name="MainThread", state="S", syscall=NANOSLEEP)
+    for at in range(103, 200, 6):
+        story.quiet(at, 100, requests=None)
+        story.say(
+            StacksCaptured, at, reason="quiet", folder="s", stacks=[StackFile(pid=1, process="x", threads=[asleep])]
+        )
+    assert [(one.health, one.kind) for one in story.told] == [("suspect", "unknown")]
+    assert story.told[-1].culprits[0].frame == "work (job.py:5)"
 
 
 @pytest.mark.parametrize("state", ["loading", "compiling", "warming_up", "starting"])

@@ -182,8 +182,8 @@ class ActivitySampled(Observation, frozen=True, kw_only=True):
     """When the run last moved, told when it falls quiet, while it stays so, and when it moves again."""
 
     moved: dict[str, float] = {}
-    """CLOCK_MONOTONIC seconds at which each thing moved last (`tokens`, `log`, `bytes`, `children`, `download`,
-    `gpu_memory`), and at which work came (`work`)."""
+    """CLOCK_MONOTONIC seconds at which each thing moved last (`tokens`, `log`, `bytes`, `children`, `compilers`,
+    `download`, `gpu_memory`), and at which work came (`work`)."""
     requests: float | None = None
     """Running and waiting, as the gauges say: they move with step outputs only."""
     connections: int | None = None

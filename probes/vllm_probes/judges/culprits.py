@@ -38,6 +38,8 @@ class Standing:
     frame: str | None
     failed: bool = False
     """It has logged an exception since the last progress."""
+    is_loading: bool = False
+    """It is somewhere in the loading of the model."""
 
     @property
     def culprit(self) -> Culprit:
@@ -54,19 +56,18 @@ class Hang:
     waiting: tuple[Standing, ...] = ()
 
 
-def find_hang(
-    standings: Sequence[Standing], *, serves: bool, phase: str | None, gpus_idle: Mapping[int, bool]
-) -> Hang | None:
+def find_hang(standings: Sequence[Standing], start_phase: str | None, gpus_idle: Mapping[int, bool]) -> Hang | None:
     """The hang that these processes would be in if nothing moved; None: they wait for work, as a healthy server does.
 
-    `phase`: that of the start-up. `gpus_idle`: rank -> whether its GPU does nothing; empty where nobody can tell.
+    `start_phase`: None: it does not start any more. `gpus_idle`: rank -> whether its GPU does nothing; empty where
+    nobody can tell.
     """
     if stopped := _of(standings, lambda one: one.doing == "stopped"):
         return Hang("process_stopped", stopped, _without(standings, stopped))
     found = _among_workers(standings, gpus_idle) or _above_workers(standings)
-    if found is None or serves:
+    if found is None or start_phase is None:
         return found
-    return Hang(_startup_kind(found, phase), found.culprits, found.waiting)
+    return Hang(_startup_kind(found, start_phase), found.culprits, found.waiting)
 
 
 def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool]) -> Hang | None:
@@ -139,11 +140,11 @@ def _above_workers(standings: Sequence[Standing]) -> Hang | None:
     return Hang("unknown", commands) if commands and not engines and not fronts else None
 
 
-def _startup_kind(found: Hang, phase: str | None) -> Kind:
+def _startup_kind(found: Hang, phase: str) -> Kind:
     classes = {one.classified.class_ for one in found.culprits}
     if classes & {"network", "file_lock"} or phase == "download":
         return "download_stuck"
-    if "disk" in classes or phase in ("weights", "model_init"):
+    if "disk" in classes or any(one.is_loading for one in found.culprits) or phase in ("weights", "model_init"):
         return "load_stuck"
     return "startup_stuck"
 

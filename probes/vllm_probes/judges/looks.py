@@ -10,6 +10,8 @@ from vllm_probes.judges.frames import Classified, FrameTable, threads_that_matte
 from vllm_probes.judges.stackmerge import Motion
 from vllm_probes.rows import ProcessDoing, ProcessRow, StackFile, ThreadStack
 
+LOADING = "vllm/model_executor/model_loader/"
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -63,6 +65,7 @@ def _look(
         doing=does,
         frame=place(thread),
         failed=failed,
+        is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
     return Look(standing, thread, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
 

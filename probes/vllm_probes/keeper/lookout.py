@@ -1,6 +1,8 @@
 """Notices that a run has fallen quiet, says so, and has stacks taken as long as that may mean something."""
 
-from vllm_probes.events import SERVER_STATES, ActivitySampled
+from vllm_probes.events import ActivitySampled
+from vllm_probes.judges.scene import stage_of
+from vllm_probes.judges.verdict import SERVER_MOVES
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.sensors import ports
 
@@ -55,15 +57,18 @@ class Lookout:
     def _moved_mono(self) -> float:
         """A server moves tokens; whatever starts moves anything."""
         moved = self._stream.activity.moved
-        if self._stream.model.state in SERVER_STATES:
-            moved = {what: mono for what, mono in moved.items() if what in ("tokens", "start", "children")}
+        if self._serves:
+            moved = {what: mono for what, mono in moved.items() if what in SERVER_MOVES}
         return max(moved.values(), default=float("-inf"))
 
     def _has_work(self, connections: int | None) -> bool:
         """Whatever starts has; of a server the gauges tell only if its first step has come to its end."""
-        is_server = self._stream.model.state in SERVER_STATES
         has_requests = bool(self._stream.activity.requests) or bool(connections)
-        return not is_server or has_requests or self._stream.is_stalled
+        return not self._serves or has_requests or self._stream.is_stalled
+
+    @property
+    def _serves(self) -> bool:
+        return stage_of(self._stream.model.state, is_counted=self._stream.activity.requests is not None) == "serves"
 
     def _connections(self, port: int | None) -> int | None:
         attempt = self._stream.model.attempt

@@ -31,6 +31,7 @@ from vllm_probes.events import (
 )
 from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.rules import Rule
+from vllm_probes.judges.titles import is_vllm_name
 from vllm_probes.judges.triage import MAX_RECORDS, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
 
@@ -236,7 +237,7 @@ def _note_generation(memory: Memory, event: LogRecorded, rule: Rule) -> Result:
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Result:
     conclusions: list[Conclusion] = []
     seen = {row.pid: (row.pid, row.role, row.process) for row in event.rows if row.role in ENGINE_ROLES}
-    if seen:
+    if any(is_vllm_name(name) for _, _, name in seen.values()):
         memory, conclusions = _recognise(memory, event)
     known = {pid: (pid, role, name) for pid, role, name in memory.roles} | seen
     gone = [known.pop(pid) for pid in event.gone if pid in known]

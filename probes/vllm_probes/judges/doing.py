@@ -3,7 +3,7 @@
 import ast
 from typing import Literal
 
-from vllm_probes.judges.frames import Classified, FrameClass, is_standard_library, last_name
+from vllm_probes.judges.frames import OPERATORS, Classified, FrameClass, is_standard_library, last_name
 from vllm_probes.judges.syscalls import NO_DESCRIPTOR as NO_DESCRIPTOR
 from vllm_probes.judges.syscalls import Wait, wait_of
 from vllm_probes.rows import Frame, ThreadStack
@@ -78,8 +78,9 @@ def doing(thread: ThreadStack, classified: Classified, *, moved: bool | None, ma
 
 def place(thread: ThreadStack) -> str | None:
     """`function (file:line)` of the innermost frame outside the standard library, else of the innermost; None: none."""
-    frame = next((one for one in thread.frames if not is_standard_library(one.file)), None)
-    frame = frame or next(iter(thread.frames), None)
+    frames = [one for one in thread.frames if not one.file.startswith(OPERATORS)]
+    frame = next((one for one in frames if not is_standard_library(one.file)), None)
+    frame = frame or next(iter(frames), None)
     return None if frame is None else f"{last_name(frame.function)} ({frame.file}:{frame.line})"
 
 

@@ -57,13 +57,18 @@ class Scene:
 class Before:
     """What the next look is compared with."""
 
-    threads: Mapping[str, ThreadStack]
-    """The main threads, by pid."""
+    looks: Mapping[int, Look]
+    """By pid."""
     cpu_ticks: Mapping[int, int]
     """CPU of each process, by pid."""
     compile_ticks: int
     """CPU of threads that compile."""
     mono: float
+
+    @property
+    def threads(self) -> dict[str, ThreadStack]:
+        """The thread that told what a process does, by pid."""
+        return {str(pid): look.thread for pid, look in self.looks.items()}
 
 
 NOTHING_BEFORE = Before({}, {}, 0, 0.0)
@@ -74,7 +79,7 @@ def scene_of(
 ) -> tuple[Scene, Before]:
     """What is seen, and what the next look has to be compared with."""
     now = Before(
-        {str(look.standing.row.pid): look.thread for look in looks},
+        {look.standing.row.pid: look for look in looks},
         {file.pid: sum(thread.cpu_ticks or 0 for thread in file.threads) for file in stacks},
         sum(look.compile_ticks for look in looks),
         mono,

@@ -165,7 +165,7 @@ def _moved_mono(moved: Mapping[str, float], stage: Stage) -> float:
 def _stacks_captured(
     table: FrameTable, memory: Memory, event: StacksCaptured, state: State | None, phase: str | None
 ) -> Result:
-    looks = looks_at(table, event, memory.rows, memory.before.threads, memory.failed)
+    looks = looks_at(table, event, memory.rows, memory.before.looks, memory.failed)
     scene, now = scene_of(looks, event.stacks, memory.rows, memory.before, event.mono)
     doing = doings(looks, scene.motion, memory.doing, event.time)
     memory = replace(memory, before=now, doing=doing)

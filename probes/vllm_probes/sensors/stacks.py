@@ -25,7 +25,7 @@ become a part of a recording; the JSON file has everything."""
 DUMPS_PER_CORE = 2
 ATTEMPTS = 3
 """A stack that changes while it is read cannot be read: of a busy worker about one attempt in five (measured)."""
-MORE_LOOKS, MORE_LOOKS_S = 3, 1.0
+MORE_LOOKS, MORE_LOOKS_S = 5, 1.0
 """At whoever runs: the lines of a loop in Python change all the time, of a call of native code they do not."""
 TURN_S = 1.0
 """How long a process waits for its turn: those that have one hang then, and nobody waits for them."""

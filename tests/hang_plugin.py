@@ -1,7 +1,7 @@
 """A plugin of vLLM that makes one process hang: entry point `vllm.general_plugins`, loaded by every process of vLLM.
 
 Runs under the Python of real vLLM. As soon as the file that HANG_FILE names is there, the process that it speaks of
-stops where it says: `PLACE RANK FAULT`, such as `collective 1 lock`. RANK is not looked at where there is none. With
+stops where it says, and makes the file `HANG_FILE.struck`: `PLACE RANK FAULT`, such as `collective 1 lock`. With
 HANG_DISGUISE (`FILE:FUNCTION`, relative to vLLM's package) every function of this module on the stack bears that name.
 """
 
@@ -46,6 +46,7 @@ def _wrapped(function: Any, place: str) -> Any:
         if order.exists():
             wanted, rank, fault = order.read_text().split()
             if wanted == place and int(rank) == _rank(self):
+                Path(f"{order}.struck").touch()
                 _disguised(FAULTS[fault])()
                 if fault == "once_more" and not getattr(self, "hung", False):
                     self.hung = True

@@ -45,7 +45,7 @@ DISGUISES = {
     "schedule": "v1/core/sched/scheduler.py:schedule",
     "front": "v1/engine/async_llm.py:generate",
 }
-READY_S, TOLD_S, START_TOLD_S = 240.0, 40.0, 110.0
+READY_S, TOLD_S, START_TOLD_S = 240.0, 40.0, 150.0
 SERVING_STALLED_S, START_SUSPECT_S, START_STALLED_S = 15.0, 20.0, (60.0, 75.0)
 OBSTACLES: dict[str, Callable[[RealVllm, Path], Obstacle]] = {
     "weights": pipe_for_weights,
@@ -129,6 +129,8 @@ def _while_serving(server: Server, case: str, order: Path, text: str) -> bool:
     with _traffic(server, is_on="+flight" in text), _fault(server, case, order) as struck:
         server.send()
         stalled = server.until("verdict_changed", TOLD_S, lambda event: event["health"] == "stalled")
+    if (mark := Path(f"{order}.struck")).exists():
+        struck = mark.stat().st_mtime
     took_s = stalled["time"] - struck if stalled else TOLD_S
     return _report(server, case, text, struck, is_in_time=took_s <= SERVING_STALLED_S and not early)
 

@@ -163,12 +163,6 @@ def test_numbers_of_system_calls_are_those_of_the_machine() -> None:
     assert on_arm.classify(thread(C10D, state="S", syscall=115)).class_ == "running"
 
 
-def test_an_event_loop_that_runs_is_at_no_work() -> None:
-    loop = "run (asyncio/runners.py:118) < run (uvloop/__init__.py:92) < cmd (vllm/entrypoints/cli/serve.py:156)"
-    assert TABLE.classify(thread(loop, state="R")).class_ == "idle"
-    assert TABLE.classify(thread(f"encode (app.py:9) < {loop}", state="R")).class_ == "running"
-
-
 def test_the_operator_of_a_compiled_model_decides_once_it_is_known() -> None:
     stack = "__call__ (torch/_ops.py:875) < call (c1.py:694) < __call__ (torch/_inductor/output_code.py:763)"
     assert TABLE.classify(thread(stack)).class_ == "torch_op"

@@ -288,6 +288,17 @@ def test_a_loop_through_several_functions_is_no_progress() -> None:
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "python_loop")])
 
 
+@pytest.mark.parametrize(("callbacks", "told"), [(["a", "b", "c", "a"], []), (["a"] * 4, ["stalled"])])
+def test_an_event_loop_that_goes_from_callback_to_callback_gets_on(callbacks: list[str], told: list[str]) -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at, callback in zip((103, 106, 109, 112), callbacks, strict=True):
+        stack = f"f{at} (app/x.py:{at}) < {callback} (app/x.py:1) < run (uvloop/__init__.py:92) < cmd (vllm/x.py:1)"
+        front = thread(stack, name="MainThread", state="R")
+        story.look(at, engine_idle(), idle_worker(), idle_worker(), front=front)
+    assert [one.health for one in story.told] == told
+
+
 def test_a_script_without_counters_computes_for_long() -> None:
     story = Story()
     for at in range(103, 200, 6):

@@ -66,7 +66,6 @@ class FrameEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     functions: list[str]
     rests_on: list[Literal["itself", "lock", "poll", "torch_op", "collective", "gpu_sync"]] = []
     sleeps: bool = False
-    runs: bool = False
     operation: str | None = None
     why: str
     versions: str
@@ -133,7 +132,7 @@ class FrameTable:
     def _is_believed(self, entry: FrameEntry, support: str, thread: ThreadStack) -> bool:
         """Whether what the kernel says of the thread allows that it waits in this frame."""
         if thread.state == "R":
-            return entry.class_ != "idle" or support != "itself" or entry.runs
+            return entry.class_ != "idle" or support != "itself"
         wait = wait_of(thread, self.machine)
         if wait == "sleep":
             return entry.sleeps

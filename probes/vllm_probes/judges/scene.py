@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Literal
 
 from vllm_probes.events import SERVER_STATES, State
@@ -24,6 +25,7 @@ MOVING_GRACE_S = 10.0
 """… and in other code, as long as that runs through different functions."""
 START_GRACE_S = 300.0
 """How long a start may compute, or run through different functions: an import, a conversion."""
+_EVENT_LOOPS = ("uvloop/", "asyncio/")
 _INPUT = frozenset(("tokenising", "grammar"))
 
 
@@ -46,6 +48,8 @@ class Scene:
     in_torch: frozenset[int]
     """… and those that are, or were then, in torch."""
     importing: frozenset[int]
+    turning: frozenset[int]
+    """Those whose event loop has gone from one callback to another."""
     compiles: bool
 
     @property
@@ -94,6 +98,7 @@ def scene_of(
         in_torch=frozenset(
             int(pid) for threads in (before.threads, now.threads) for pid in threads if _in_torch(threads[pid])
         ),
+        turning=frozenset(pid for pid, look in now.looks.items() if _turns(look, before.looks.get(pid))),
         importing=frozenset(int(pid) for pid, thread in now.threads.items() if _imports(thread)),
         compiles=compilers or now.compile_ticks > before.compile_ticks > 0,
     )
@@ -106,6 +111,22 @@ def _in_torch(thread: ThreadStack) -> bool:
 
 def _imports(thread: ThreadStack) -> bool:
     return any(frame.file.startswith("<frozen importlib") for frame in thread.frames)
+
+
+def _turns(look: Look, before: Look | None) -> bool:
+    """A callback that holds an event loop up stays where it is, whatever it calls."""
+    if before is None or look.standing.row.role != "api_server":
+        return False
+    moves = look.thread.moves or before.thread.frames != look.thread.frames
+    callback = _callback(look.thread)
+    return bool(moves) and (callback is None or callback != _callback(before.thread))
+
+
+def _callback(thread: ThreadStack) -> str | None:
+    """The function that the event loop has called."""
+    below_root = dropwhile(lambda frame: not frame.file.startswith(_EVENT_LOOPS), reversed(thread.frames))
+    called = dropwhile(lambda frame: frame.file.startswith(_EVENT_LOOPS), below_root)
+    return next((frame.function for frame in called), None)
 
 
 def gets_on(hang: Hang, scene: Scene, held_s: float, stage: Stage) -> bool:
@@ -125,6 +146,8 @@ def _grace_s(one: Standing, scene: Scene) -> float:
     if one.doing == "stopped":
         return 0.0
     moves = scene.motion.get(str(one.row.pid)) == "function"
+    if one.row.pid in scene.turning:
+        return OPERATOR_GRACE_S
     if one.classified.class_ == "torch_op" or (moves and one.row.pid in scene.in_torch):
         return OPERATOR_GRACE_S
     if one.classified.class_ in _INPUT or (moves and one.row.pid in scene.importing):

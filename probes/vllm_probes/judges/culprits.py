@@ -1,7 +1,7 @@
 """Who holds a run up, from one look at the stacks of all its processes, if anything does: that is asked elsewhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_probes.judges.doing import Doing
@@ -40,6 +40,8 @@ class Standing:
     """It has logged an exception since the last progress."""
     is_loading: bool = False
     """It is somewhere in the loading of the model."""
+    is_blind: bool = False
+    """Its stacks cannot be read: what it does is what the kernel says of it."""
 
     @property
     def culprit(self) -> Culprit:
@@ -54,20 +56,39 @@ class Hang:
     kind: Kind
     culprits: tuple[Standing, ...] = ()
     waiting: tuple[Standing, ...] = ()
+    is_guess: bool = False
+    """It rests on the CPU that processes use: their stacks cannot be read."""
 
 
-def find_hang(standings: Sequence[Standing], start_phase: str | None, gpus_idle: Mapping[int, bool]) -> Hang | None:
+def find_hang(
+    standings: Sequence[Standing],
+    start_phase: str | None,
+    gpus_idle: Mapping[int, bool],
+    working: Collection[int] = (),
+) -> Hang | None:
     """The hang that these processes would be in if nothing moved; None: they wait for work, as a healthy server does.
 
     `start_phase`: None: it does not start any more. `gpus_idle`: rank -> whether its GPU does nothing; empty where
-    nobody can tell.
+    nobody can tell. `working`: pids of those that use a core.
     """
     if stopped := _of(standings, lambda one: one.doing == "stopped"):
         return Hang("process_stopped", stopped, _without(standings, stopped))
-    found = _among_workers(standings, gpus_idle) or _above_workers(standings)
+    sighted = _of(standings, lambda one: not one.is_blind)
+    found = _among_workers(sighted, gpus_idle)
+    if found is None or not found.culprits:
+        found = _among_blind(standings, working) or found
+    found = found or _above_workers(sighted)
     if found is None or start_phase is None:
         return found
-    return Hang(_startup_kind(found, start_phase), found.culprits, found.waiting)
+    return replace(found, kind=_startup_kind(found, start_phase))
+
+
+def _among_blind(standings: Sequence[Standing], working: Collection[int]) -> Hang | None:
+    """Ranks that rest while others spin: whoever waits for peers spins, on a CPU (vLLM 0.32) and on GPUs."""
+    workers = _of(standings, lambda one: one.row.role == "worker")
+    absent = _of(workers, lambda one: one.is_blind and one.row.pid not in working)
+    spinning = _of(workers, lambda one: one.row.pid in working or one.classified.class_ in WAITS_FOR_PEERS)
+    return Hang("rank_absent", absent, spinning, is_guess=True) if absent and spinning else None
 
 
 def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool]) -> Hang | None:

@@ -60,6 +60,7 @@ def _look(
         doing="stopped" if is_stopped else _doing_since(before, thread, classified, table.machine),
         frame=place(thread),
         failed=failed,
+        is_blind=not thread.frames,
         is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
     return Look(standing, thread, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))

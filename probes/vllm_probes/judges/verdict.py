@@ -182,7 +182,9 @@ def _judged(memory: Memory, event: StacksCaptured, scene: Scene, state: State | 
     stage = memory.stage(state)
     quiet_s = event.mono - _moved_mono(memory.moved, stage)
     start_phase = (phase or "") if stage == "starts" else None
-    hang = None if scene.compiles else find_hang(scene.standings, start_phase, _gpus_idle(memory))
+    hang = None
+    if not scene.compiles:
+        hang = find_hang(scene.standings, start_phase, _gpus_idle(memory), scene.working)
     if hang is None or not (memory.pending or memory.stalled):
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", stage)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
@@ -190,7 +192,8 @@ def _judged(memory: Memory, event: StacksCaptured, scene: Scene, state: State | 
     held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S)
     if gets_on(hang, scene, held_s, stage):
         return _tell(memory, event, None, (), "ok", stage)
-    return _tell(memory, event, hang, scene.standings, _health(suspicion, held_s, stage), stage)
+    health = _health(suspicion, held_s, stage, is_sure=not hang.is_guess)
+    return _tell(memory, event, hang, scene.standings, health, stage)
 
 
 def _gpus_idle(memory: Memory) -> dict[int, bool]:
@@ -212,7 +215,7 @@ def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:
     return replace(before, kind=hang.kind, count=before.count + 1)
 
 
-def _health(suspicion: Suspicion, held_s: float, stage: Stage) -> str:
+def _health(suspicion: Suspicion, held_s: float, stage: Stage, *, is_sure: bool) -> str:
     """A start in which nobody stands out gets more time: its ranks may be doing what takes them all long.
 
     A program of which nothing is known may sit still for its own reasons.
@@ -222,8 +225,8 @@ def _health(suspicion: Suspicion, held_s: float, stage: Stage) -> str:
         suspect_s, stalled_s = SUSPECT_S, STALLED_S
     elif suspicion.pids:
         suspect_s, stalled_s = START_SUSPECT_S, START_STALLED_S
-    is_known = stage != "runs" or suspicion.kind != "unknown"
-    if suspicion.count >= AGREEING_TO_TELL and held_s >= stalled_s and is_known:
+    is_sure = is_sure and (stage != "runs" or suspicion.kind != "unknown")
+    if suspicion.count >= AGREEING_TO_TELL and held_s >= stalled_s and is_sure:
         return "stalled"
     return "suspect" if suspicion.count >= AGREEING_TO_SUSPECT and held_s >= suspect_s else "ok"
 

@@ -1,6 +1,10 @@
 """What is not said of a run that gets on, or of which too little can be seen; and what becomes of a verdict."""
 
+from collections.abc import Callable
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.stack_notation import thread
 from tests.verdict_story import (
@@ -15,13 +19,18 @@ from tests.verdict_story import (
     in_lock,
 )
 from vllm_probes.events import (
+    ActivitySampled,
     ProcessesSampled,
     StacksCaptured,
     State,
     StopRequested,
+    VerdictChanged,
 )
 from vllm_probes.judges.aftermath import hang_finding
+from vllm_probes.judges.verdict import STALLED_S
 from vllm_probes.rows import ProcessRow, StackFile, ThreadStack
+
+Stack = Callable[[], ThreadStack]
 
 
 def unread(state: str = "S", ticks: int = 0) -> ThreadStack:
@@ -178,3 +187,42 @@ def test_the_hang_is_the_first_finding_of_the_end() -> None:
     told = Story().looks(engine_waits(), in_all_reduce(), in_lock()).told[-1]
     finding = hang_finding(told, "attempt-1.log")
     assert (finding.rule, finding.file, finding.line) == ("hang", "s/11.json", told.summary)
+
+
+def test_a_gap_between_looks_is_no_silence() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 160, 220, 300):
+        story.look(at, engine_waits(), in_all_reduce(), in_lock())
+    assert story.told == []
+
+
+STACKS = st.sampled_from([idle_worker, in_all_reduce, in_lock, unread, engine_idle, engine_waits])
+MOVES = ["tokens", "compilers"]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 3.0), st.sampled_from(MOVES), STACKS, STACKS, STACKS), min_size=3, max_size=40)
+)
+def test_nothing_is_said_while_something_moves(steps: list[tuple[float, str, Stack, Stack, Stack]]) -> None:
+    story, at = Story(), 100.0
+    for pause_s, what, engine, first, second in steps:
+        at += pause_s
+        story.say(ActivitySampled, at, moved={what: at}, requests=1.0, connections=1)
+        story.look(at, engine(), first(), second())
+    assert story.told == []
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 20.0), STACKS, STACKS, STACKS), max_size=30))
+def test_the_same_events_give_the_same_verdicts(steps: list[tuple[float, Stack, Stack, Stack]]) -> None:
+    def told() -> list[VerdictChanged]:
+        story, at = Story(), 103.0
+        story.quiet(at, 100)
+        for pause_s, engine, first, second in steps:
+            at += pause_s
+            story.look(at, engine(), first(), second())
+        return story.told
+
+    verdicts = told()
+    assert verdicts == told()
+    assert all(one.time - 1100 >= STALLED_S for one in verdicts if one.health == "stalled")

@@ -46,6 +46,8 @@ AGREEING_TO_SUSPECT, AGREEING_TO_TELL = 2, 3
 SUSPECT_S, STALLED_S = 5.0, 8.0
 START_SUSPECT_S, START_STALLED_S = 10.0, 60.0
 """Of quiet, and of looks that agree."""
+GAP_S = 45.0
+"""Looks that are further apart do not follow each other: whoever looks was suspended, too."""
 FIRST_LOOK_S = 3.0
 """A look comes after so much quiet; before it nobody knows what stood still."""
 
@@ -59,7 +61,9 @@ class Suspicion:
     kind: str
     pids: tuple[int, ...]
     began_mono: float
-    """The first of them."""
+    """The first of them …"""
+    latest_mono: float
+    """… and the last."""
     count: int = 1
 
 
@@ -210,9 +214,10 @@ def _gpus_idle(memory: Memory) -> dict[int, bool]:
 
 def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:
     pids = tuple(one.row.pid for one in hang.culprits)
-    if before is None or before.pids != pids or (not pids and before.kind != hang.kind):
-        return Suspicion(hang.kind, pids, mono)
-    return replace(before, kind=hang.kind, count=before.count + 1)
+    is_same = before is not None and before.pids == pids and (bool(pids) or before.kind == hang.kind)
+    if before is None or not is_same or mono - before.latest_mono > GAP_S:
+        return Suspicion(hang.kind, pids, mono, mono)
+    return replace(before, kind=hang.kind, latest_mono=mono, count=before.count + 1)
 
 
 def _health(suspicion: Suspicion, held_s: float, stage: Stage, *, is_sure: bool) -> str:

@@ -25,8 +25,8 @@ from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import OtherVersionError, ReplayControls, Source
-from vllm_tui.widgets.header import Header
 from vllm_tui.widgets.log_style import RANK_COLOURS
+from vllm_tui.widgets.rows import Panel
 
 if TYPE_CHECKING:
     from vllm_tui.screens.stacks import StacksPage
@@ -157,8 +157,9 @@ class VllmTui(App[AppResult]):
             self._paint()
         elif (second := self._second()) != self._shown_second:
             self._shown_second = second
-            for header in self.seen_screen.query(Header):
-                header.show(self.situation)
+            for panel in self.seen_screen.query(Panel):
+                if panel.counts:
+                    panel.show(self.situation)
 
     def _second(self) -> int:
         """The part of the clock that the screen shows."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vllm_probes.events import CommandEnded
+from vllm_probes.events import CommandEnded, Event
 from vllm_probes.model import AttemptModel, SessionModel
 from vllm_probes.rows import Hold, ProcessRef
 
@@ -89,6 +89,11 @@ class Situation:
         if attempt.ended:
             return lasted_s(attempt, attempt.ended)
         return (attempt.tree_ended.mono if attempt.tree_ended else self.now) - attempt.started_mono
+
+
+def from_unix_s(time: float, until_mono: float, told: Event) -> float:
+    """Seconds from a unix time to one of the monotonic clock, by an event that has both."""
+    return until_mono - told.mono + told.time - time
 
 
 def lasted_s(attempt: AttemptModel, ended: CommandEnded) -> float:

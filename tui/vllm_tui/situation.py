@@ -98,4 +98,9 @@ def from_unix_s(time: float, until_mono: float, told: Event) -> float:
 
 def lasted_s(attempt: AttemptModel, ended: CommandEnded) -> float:
     """Seconds from the launch to the end of the command."""
-    return (ended.mono if ended.ended_mono is None else ended.ended_mono) - attempt.started_mono
+    return end_mono(ended) - attempt.started_mono
+
+
+def end_mono(ended: CommandEnded) -> float:
+    """When the command ended; where nobody knows, when that was noticed."""
+    return ended.mono if ended.ended_mono is None else ended.ended_mono

@@ -80,9 +80,7 @@ class Seen:
         return printable(self.doing.what) if self.doing else process_state(self.row.state[:1])
 
 
-def seen_rows(
-    situation: Situation, rows: Sequence[ProcessRow], named: Mapping[int, tuple[str, str]]
-) -> Iterator[Seen]:
+def seen_rows(situation: Situation, rows: Sequence[ProcessRow], named: Mapping[int, tuple[str, str]]) -> Iterator[Seen]:
     doings = doings_now(situation)
     for row in rows:
         doing = doings.get(row.pid)

@@ -8,7 +8,7 @@ from textual.content import Content
 from vllm_probes.events import VerdictChanged
 from vllm_probes.model import AttemptModel
 from vllm_tui.format import duration, ending, printable
-from vllm_tui.situation import Situation, from_unix_s
+from vllm_tui.situation import Situation, end_mono, from_unix_s
 from vllm_tui.widgets.doing import verdict_look
 from vllm_tui.widgets.rows import Panel, hanging, joined, rule
 
@@ -29,7 +29,7 @@ class VerdictBanner(Panel):
         title = Content.styled(f"{symbol} {verdict.health.upper()} {since(self._situation, verdict)}", f"bold {style}")
         kind = Content.styled((verdict.kind or "").replace("_", " "), style)
         head = hanging(Content("   "), Content.styled(printable(verdict.summary), f"bold {style}"), width)
-        course = hanging(Content("   "), joined(list(timeline(attempt)), "  →  "), width) if attempt.ended else []
+        course = hanging(Content("   "), joined(list(timeline(attempt)), " → "), width) if attempt.ended else []
         return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width)]
 
 
@@ -37,20 +37,13 @@ def since(situation: Situation, verdict: VerdictChanged) -> str:
     """`14 s`: from the last progress to now, or to the end of the run."""
     if verdict.since is None:
         return ""
-    end_mono = ended_mono(situation.attempt) if situation.attempt else None
-    return duration(from_unix_s(verdict.since, situation.now if end_mono is None else end_mono, verdict))
-
-
-def ended_mono(attempt: AttemptModel) -> float | None:
-    """When the command ended; None while it runs."""
-    ended = attempt.ended
-    return ended and (ended.mono if ended.ended_mono is None else ended.ended_mono)
+    ended = situation.attempt.ended if situation.attempt else None
+    return duration(from_unix_s(verdict.since, end_mono(ended) if ended else situation.now, verdict))
 
 
 def timeline(attempt: AttemptModel) -> Iterator[Content]:
-    """`20:34:11 last progress`, `suspect after 8 s`, `stalled after 11 s`, `killed (SIGKILL) after 4:46`."""
-    end_mono = ended_mono(attempt)
-    if not attempt.hang or attempt.ended is None or end_mono is None:
+    """`20:34:11 last progress`, `suspect +8.2 s`, `stalled +11 s`, `killed (SIGKILL) +4:46`, counted from the first."""
+    if not attempt.hang or attempt.ended is None:
         return
     first = attempt.hang[0]
     begun = first.time if first.since is None else first.since
@@ -58,9 +51,9 @@ def timeline(attempt: AttemptModel) -> Iterator[Content]:
     yield Content.assemble((at, "bold"), " first suspicion" if first.since is None else " last progress")
     for verdict in attempt.hang:
         lasted_s = from_unix_s(begun, verdict.mono, verdict)
-        yield Content.assemble((verdict.health, verdict_look(verdict)[1]), f" after {duration(lasted_s)}")
+        yield Content.assemble((verdict.health, verdict_look(verdict)[1]), f" +{duration(lasted_s)}")
     how = "stopped" if attempt.stop else ending(attempt.ended.code, attempt.ended.signal).removeprefix("was ")
-    yield Content.assemble((how, "bold"), f" after {duration(from_unix_s(begun, end_mono, first))}")
+    yield Content.assemble((how, "bold"), f" +{duration(from_unix_s(begun, end_mono(attempt.ended), first))}")
 
 
 def evidence_rows(verdict: VerdictChanged, width: int) -> list[Content]:

@@ -57,19 +57,17 @@ def test_an_older_capture_has_no_times_and_the_first_no_motion() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "motion"),
+    ("after", "motions"),
     [
-        (REDUCES, "frozen"),
-        (REDUCES.replace(":724", ":725"), "7 frozen, 1 lines move"),
-        (REDUCES.replace("forward", "backward"), "7 frozen, 1 functions move"),
+        (REDUCES, {"frozen"}),
+        (REDUCES.replace(":724", ":725"), {"7 frozen, 1 line moves", "frozen"}),
+        (REDUCES.replace("forward", "backward"), {"frozen", "function moves"}),
     ],
 )
-def test_motion_is_told_in_words(after: str, motion: str) -> None:
+def test_motion_is_told_in_words(after: str, motions: set[str]) -> None:
     script = Script()
     model = model_of(captured(script, 10, *stacks(odd=99)), captured(script, 13, *stacks(odd=5, odd_stack=after)))
-    workers = [group for group in seen(model) if group.what == "all_reduce"]
-    told = motion if len(workers) == 1 else f"{workers[1].motion}|{workers[0].motion}"
-    assert told in (motion, "frozen|functions move")
+    assert {group.motion for group in seen(model)} == motions
 
 
 def test_a_motion_is_only_that_of_its_own_attempt() -> None:

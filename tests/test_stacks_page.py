@@ -56,7 +56,7 @@ async def test_a_capture_from_before_the_hang_is_not_marked_by_its_verdict(scrip
     async with running(source, tmp_path) as (app, pilot):
         await shows(app, pilot, "STALLED")
         await pilot.press("s")
-        await shows(app, pilot, "✖ TP3", "functions move")
+        await shows(app, pilot, "✖ TP3", "function moves")
         await pilot.press("left_square_bracket")
         await shows(app, pilot, "1 of 2", "TP0-7")
         assert "✖" not in screen_text(app)
@@ -84,7 +84,7 @@ async def test_keys_change_what_is_shown(script: Script, tmp_path: Path) -> None
     async with running(source, tmp_path, size=(200, 50)) as (app, pilot):
         await shows(app, pilot, "STALLED")
         await pilot.press("s")
-        await shows(app, pilot, "lines move", "3 of 3")
+        await shows(app, pilot, "line moves", "3 of 3")
         await pilot.press("f")
         await shows(app, pilot, "spawn_main", "_call_impl", "f fold")
         assert "folded" not in screen_text(app)

@@ -17,7 +17,7 @@ from vllm_probes.model import SessionModel
 from vllm_probes.rows import ProcessRow, Role, StackFile, ThreadStack
 
 _KINDS: dict[Role, str] = {"worker": "Workers", "engine_core": "Engines", "api_server": "API servers"}
-_MOTIONS: dict[Motion, str] = {"frozen": "frozen", "line": "lines move", "function": "functions move"}
+_MOTIONS: dict[Motion, str] = {"frozen": "frozen", "line": "line moves", "function": "function moves"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _group(of: Sequence[Member], is_odd: bool) -> Group:
 
 
 def _motion_together(motions: Sequence[Motion | None]) -> str:
-    """`frozen`, or `5 frozen, 2 lines move`; empty where there is no look before."""
+    """`frozen`, or `5 frozen, 2 line moves`; empty where there is no look before."""
     count = Counter(_MOTIONS[motion] for motion in motions if motion)
     if len(count) < 2:
         return next(iter(count), "")

@@ -205,7 +205,7 @@ def groups(seen: Sequence[Seen]) -> list[list[Seen]]:
     """Those that do the same together, whoever stands out among the workers first; without looks all other workers."""
     found: dict[object, list[Seen]] = {}
     for one in seen:
-        alone = one.row.pid if one.row.role != "worker" or one.stuck else "worker"
+        alone = one.row.pid if one.row.role != "worker" or one.stuck or one.look else "worker"
         key = (one.look, one.what, one.row.role) if one.doing else alone
         found.setdefault(key, []).append(one)
     workers = [group for group in found.values() if group[0].row.role == "worker"]
@@ -224,14 +224,16 @@ def summary(group: Sequence[Seen]) -> Content:
         return Content.styled(f"{name} {first.what}", "bold $text-warning")
     low, high = (f"{bound(one.row.cpu_percent for one in group):.0f}" for bound in (min, max))
     use = f"{low} %" if low == high else f"{low}-{high} %"
-    return Content.assemble((name, "bold"), f" {use}")
+    symbol, style = first.look or ("", "")
+    return Content.assemble((f"{symbol} {name}".strip(), f"bold {style}".rstrip()), f" {use}")
 
 
 def doing_summary(group: Sequence[Seen], name: str) -> Content:
-    """Of several for as long as all of them do it; the time of those that only wait is left to the table."""
+    """For how long all of them do it only of those that the verdict names; the table has the others' times."""
     first = group[0]
     if first.look is None:
         return Content.assemble((name, "bold"), f" {first.what}")
     symbol, style = first.look
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
     lasted = duration(min(one.doing_s for one in group))
-    return Content.styled(f"{symbol} {name} {first.what} {lasted}", f"bold {style}")
+    return Content.styled(f"{symbol} {printable(first.row.process)}{more} {first.what} {lasted}", f"bold {style}")

@@ -97,9 +97,7 @@ def test_a_process_without_stacks_tells_its_state() -> None:
 
 
 def test_a_culprit_is_never_folded_away() -> None:
-    rows = [
-        ProcessRow(pid=pid, parent_pid=1, started=0.0, process="w", role="worker", rank=pid) for pid in range(1, 41)
-    ]
+    rows = [row(pid, "w", role="worker", rank=pid) for pid in range(1, 41)]
     shown, folded = split(rows, {40})
     assert shown[0].pid == 40
     assert len(shown) + len(folded) == 40

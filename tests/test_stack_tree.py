@@ -14,7 +14,7 @@ from vllm_probes.judges.stackmerge import lines, merge
 from vllm_probes.model import SessionModel
 from vllm_probes.rows import StackFile, ThreadStack
 from vllm_tui.screens.stack_looks import Forest, Group, forests, groups, members
-from vllm_tui.screens.stack_tree import branches, calls, forest_rows, group_rows
+from vllm_tui.screens.stack_tree import branches, calls, forest_rows, group_rows, rank_texts
 
 RED = ("✖", "$text-error")
 
@@ -149,6 +149,22 @@ def test_rows_fit(width: int) -> None:
     assert max(row.cell_length for row in rows) <= width
 
 
+def test_of_many_ranks_those_are_named_that_are_fewer() -> None:
+    grid = {f"DP{dp}_TP{tp}" for dp in range(16) for tp in range(8)}
+    threads = {name: waits("b (m.py:2) < a (m.py:1)" if name != "DP9_TP5" else "a (m.py:1)", 1) for name in grid}
+    assert drawn(threads).splitlines()[1:] == [
+        "     a     m.py:1    DP0-15_TP0-7",
+        "     └─ b  m.py:2    all but DP9_TP5",
+    ]
+    alone = {name: waits("a (m.py:1)" if name != "DP9_TP5" else "b (m.py:2) < a (m.py:1)", 1) for name in grid}
+    assert drawn(alone).splitlines()[-1] == "     └─ b  m.py:2    DP9_TP5  not 127 others"
+    files = [
+        StackFile(pid=pid, process=f"Worker_{name}", threads=[waits(REDUCES, pid)]) for pid, name in enumerate(grid)
+    ]
+    model = model_of(captured(Script(), 10, *files[1:]))
+    assert "127 workers" in group_rows(groups(members(model, model.stacks[0], {})), 77)[1].plain
+
+
 frame = st.sampled_from(
     ["f (m.py:1)", "f (m.py:2)", "g (m.py:3)", "wait (threading.py:9)", "_call_impl (torch/nn/modules/module.py:4)"]
 )
@@ -175,8 +191,8 @@ def test_folded_every_rank_still_ends_somewhere(texts: dict[str, str], by_line: 
 
 @given(stacks_of_ranks)
 def test_ranks_can_be_read_back(texts: dict[str, str]) -> None:
-    text = drawn({member: waits(stack, 1) for member, stack in texts.items()}, 200).splitlines()[1:]
-    if len(texts) > 1:
-        for row in text:
-            present, _, absent = row.split("    ")[-1].strip().partition("  not ")
-            assert parse(present) | parse(absent) == texts.keys()
+    tree = merge({member: waits(text, 1) for member, text in texts.items()})
+    for line in lines(tree):
+        there, missing = rank_texts(line.present, line.absent)
+        assert parse(there) == line.present
+        assert parse(missing.removeprefix("not ")) == line.absent

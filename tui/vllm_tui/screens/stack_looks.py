@@ -59,6 +59,7 @@ class Group:
     """Processes of one kind that do the same at the same place."""
 
     labels: frozenset[str]
+    kind: str
     what: str
     frame: str | None
     motion: str
@@ -172,6 +173,7 @@ def _group(of: Sequence[Member], is_odd: bool) -> Group:
     known_s = [one.doing_s for one in of if one.doing_s is not None]
     return Group(
         labels=frozenset(one.label for one in of),
+        kind=first.kind,
         what=first.what,
         frame=first.frame,
         motion=_motion_together([one.motion for one in of]),

@@ -16,6 +16,7 @@ from vllm_tui.widgets.rows import cell, hanging, joined
 WIDE = 100
 MARK_WIDTH = 3
 MOTION_WIDTH = 30
+LONGEST_RANKS = 20
 ODD = ("◆", "$text-accent")
 _WRAPPERS = ("torch/nn/modules/module.py", "torch/utils/_contextlib.py", "torch/distributed/c10d_logger.py")
 """Files whose calls say nothing: they hand on to the next one."""
@@ -28,7 +29,7 @@ def group_rows(groups: Sequence[Group], width: int) -> list[Content]:
     """A table; where it is narrow, the place of each group stands below it."""
     if not groups:
         return []
-    who_width = min(max(12, *(len(render(group.labels)) for group in groups)), width // 4)
+    who_width = min(max(12, *(len(render(group.labels)) for group in groups)), max(20, width // 5))
     does_width = min(max(len(printable(group.what)) for group in groups), width // 3)
     head = Content.assemble(
         " " * MARK_WIDTH,
@@ -51,7 +52,7 @@ def group_row(group: Group, who_width: int, does_width: int, width: int) -> list
     where = printable(group.frame or "")
     row = Content.assemble(
         cell(f" {symbol}", MARK_WIDTH, loud),
-        cell(render(group.labels), who_width, loud or "bold"),
+        cell(who_text(group, who_width), who_width, loud or "bold"),
         "  ",
         cell(printable(group.what), does_width, loud),
         cell("" if group.doing_s is None else duration(group.doing_s), 9, loud, right=True),
@@ -66,6 +67,12 @@ def group_row(group: Group, who_width: int, does_width: int, width: int) -> list
     place = Content.assemble(indent, (where_text(where, width - len(indent)), "dim"))
     rows = [Content.assemble(row, motion), *([place] if where else [])]
     return [one.truncate(width, ellipsis=True) for one in rows]
+
+
+def who_text(group: Group, room: int) -> str:
+    """`TP0-2,4-7`, or `127 workers` where the ranks make too long a text: the tree has them."""
+    text = render(group.labels)
+    return text if len(text) <= room else f"{len(group.labels)} {group.kind.lower()}"
 
 
 def where_text(frame: str, room: int) -> str:
@@ -193,8 +200,18 @@ def rank_mark(forest: Forest, line: Call) -> Content:
     symbol, style = forest.looks[min(line.present)] if is_named else ODD if line.present <= forest.odd else ("", "")
     loud = f"bold {style}" if symbol else "bold" if line.is_first and absent else "" if absent else "dim"
     mark = f"{symbol} " if symbol else "  "
-    missing = f"  not {render(absent)}" if absent else ""
-    return Content.assemble((f"{mark}{render(line.present)}", loud), (missing, "dim"))
+    there, missing = rank_texts(line.present, absent)
+    return Content.assemble((f"{mark}{there}", loud), (f"  {missing}" if missing else "", "dim"))
+
+
+def rank_texts(present: frozenset[str], absent: frozenset[str]) -> tuple[str, str]:
+    """`TP0-2,4-7` and `not TP3`; of many ranks only those that are fewer: `all but DP9_TP5`, or `not 127 others`."""
+    there, missing = render(present), render(absent)
+    if len(there) > LONGEST_RANKS and 0 < len(absent) < len(present):
+        return f"all but {missing}", ""
+    if len(missing) > LONGEST_RANKS:
+        missing = f"{len(absent)} others"
+    return there, f"not {missing}" if absent else ""
 
 
 def place_text(frame: Frame, *, short: bool) -> str:

@@ -74,6 +74,21 @@ async def test_afterwards_it_is_told_how_it_came_to_that(tmp_path: Path, size: t
         await shows(app, pilot, f"{at} last progress → suspect +5.0 s → stalled +9.0 s → killed (SIGKILL)", "+24 s")
 
 
+async def test_one_that_died_says_so_and_with_a_hang_before_how_it_went(tmp_path: Path) -> None:
+    script = Script()
+    source = serving(script, tmp_path)
+    gone = stalled(script, 55, health="dead", kind="unknown", summary="Worker_TP3 went first.", evidence=[], since=None)
+    source.play(gone, script.state("crashed", 55), script.command_ended(56, 1), script.tree_ended(57))
+    async with running(source, tmp_path, now=60) as (app, pilot):
+        await shows(app, pilot, "── ✖ DEAD ──", "Worker_TP3 went first.")
+        assert "→" not in screen_text(app)
+    source = serving(script, tmp_path)
+    hung = stalled(script, 55)
+    source.play(hung, stalled(script, 70, health="dead", since=hung.since), script.command_ended(70, 1))
+    async with running(source, tmp_path, now=80) as (app, pilot):
+        await shows(app, pilot, "✖ DEAD 24 s · rank absent", "last progress → stalled +9.0 s → ended with code 1 +24 s")
+
+
 async def test_a_run_that_somebody_stopped_says_so(tmp_path: Path) -> None:
     script = Script()
     source = serving(script, tmp_path)

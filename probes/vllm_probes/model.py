@@ -74,7 +74,7 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     limit: LimitChanged | None = None
     verdict: VerdictChanged | None = None
     hang: list[VerdictChanged] = []
-    """The first verdict of each health since things last moved."""
+    """The first `suspect` and the first `stalled` since things last moved."""
     doing: DoingChanged | None = None
     gpu_before_bytes: dict[int, int] = {}
     """What each GPU had in use when this attempt began, by index."""
@@ -243,7 +243,7 @@ def _verdict_changed(model: SessionModel, event: VerdictChanged) -> None:
     if attempt := model.attempt:
         attempt.verdict = event
         before = [] if event.health == "ok" else attempt.hang
-        is_new = event.health not in ("ok", *(one.health for one in before))
+        is_new = event.health in ("suspect", "stalled") and all(one.health != event.health for one in before)
         attempt.hang = [*before, event] if is_new else before
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from vllm_probes.events import StacksCaptured
 from vllm_probes.judges.culprits import said
@@ -71,32 +72,44 @@ class Group:
 
 def members(model: SessionModel, captured: StacksCaptured, named: Mapping[int, tuple[str, str]]) -> list[Member]:
     """The processes that have stacks, by kind, name and rank."""
-    before = _before(model, captured)
-    known = {str(look.standing.row.pid): look.thread for look in _looks(before, {})} if before else {}
-    looks = _looks(captured, known)
-    motions = moving(known, {str(look.standing.row.pid): look.thread for look in looks})
+    earlier = _before(model, captured)
+    before = {look.standing.row.pid: look for look in (_looks(earlier, {}) if earlier else ())}
+    looks = {look.standing.row.pid: look for look in _looks(captured, before)}
+    motions = moving(_threads(before), _threads(looks))
     since = _since(model, captured)
     label = labels({file.pid: file.process for file in captured.stacks})
-    files = {file.pid: file for file in captured.stacks}
-    found = []
-    for look in looks:
-        pid, file = look.standing.row.pid, files[look.standing.row.pid]
-        main = main_thread(table(), file) or look.thread
-        found.append(
-            Member(
-                label=label[pid],
-                kind=_KINDS.get(look.standing.row.role, file.process),
-                thread=main,
-                what=said(look.standing),
-                frame=look.standing.frame,
-                motion=motions.get(str(pid)),
-                doing_s=captured.time - since[pid] if pid in since else None,
-                look=named.get(pid),
-                others=[thread for thread in file.threads if thread is not main],
-            )
+    found = [
+        _member(
+            file,
+            looks[file.pid],
+            label=label[file.pid],
+            motion=motions.get(str(file.pid)),
+            doing_s=captured.time - since[file.pid] if file.pid in since else None,
+            look=named.get(file.pid),
         )
+        for file in captured.stacks
+        if file.pid in looks
+    ]
     kinds = list(_KINDS.values())
-    return sorted(found, key=lambda one: (kinds.index(one.kind) if one.kind in kinds else 9, natural(one.label)))
+    return sorted(
+        found, key=lambda one: (kinds.index(one.kind) if one.kind in kinds else len(kinds), natural(one.label))
+    )
+
+
+def _member(file: StackFile, seen: Look, **more: Any) -> Member:
+    main = main_thread(table(), file) or seen.thread
+    return Member(
+        kind=_KINDS.get(seen.standing.row.role, file.process),
+        thread=main,
+        what=said(seen.standing),
+        frame=seen.standing.frame,
+        others=[thread for thread in file.threads if thread is not main],
+        **more,
+    )
+
+
+def _threads(looks: Mapping[int, Look]) -> dict[str, ThreadStack]:
+    return {str(pid): look.thread for pid, look in looks.items()}
 
 
 @cache
@@ -105,7 +118,7 @@ def table() -> FrameTable:
     return load_frames(machine=platform.machine())
 
 
-def _looks(captured: StacksCaptured, before: Mapping[str, ThreadStack]) -> list[Look]:
+def _looks(captured: StacksCaptured, before: Mapping[int, Look]) -> list[Look]:
     """Processes that have stacks; what has ended since has no row in the model."""
     files = [file for file in captured.stacks if any(thread.frames for thread in file.threads)]
     rows = {file.pid: _row(file) for file in files}

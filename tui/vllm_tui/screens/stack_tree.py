@@ -72,7 +72,7 @@ def group_row(group: Group, who_width: int, does_width: int, width: int) -> list
 def who_text(group: Group, room: int) -> str:
     """`TP0-2,4-7`, or `127 workers` where the ranks make too long a text: the tree has them."""
     text = render(group.labels)
-    return text if len(text) <= room else f"{len(group.labels)} {group.kind.lower()}"
+    return text if len(text) <= room else f"{len(group.labels)} {printable(group.kind).lower()}"
 
 
 def where_text(frame: str, room: int) -> str:

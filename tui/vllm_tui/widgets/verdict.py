@@ -26,8 +26,9 @@ class VerdictBanner(Panel):
         if attempt is None or verdict is None or verdict.health == "ok":
             return []
         symbol, style = verdict_look(verdict)
-        title = Content.styled(f"{symbol} {verdict.health.upper()} {since(self._situation, verdict)}", f"bold {style}")
-        kind = Content.styled((verdict.kind or "").replace("_", " "), style)
+        lasted = since(self._situation, verdict)
+        title = Content.styled(f"{symbol} {verdict.health.upper()} {lasted}".rstrip(), f"bold {style}")
+        kind = Content.styled("" if verdict.kind in (None, "unknown") else verdict.kind.replace("_", " "), style)
         head = hanging(Content("   "), Content.styled(printable(verdict.summary), f"bold {style}"), width)
         course = hanging(Content("   "), joined(list(timeline(attempt)), " → "), width) if attempt.ended else []
         return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width)]

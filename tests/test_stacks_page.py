@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from tests.hang_stacks import LOCKS, REDUCES, captured, stacks, verdict
+from tests.hang_stacks import LOCKS, REDUCES, captured, doing, stacks, verdict
 from tests.ui_source import SIZES, Script, ScriptedSource, crashed, running, screen_text, serving, shows, until
 from vllm_probes.commands import CaptureStacks
 from vllm_probes.rows import StackFile
@@ -75,6 +75,10 @@ async def test_without_a_verdict_the_odd_one_is_marked(script: Script, tmp_path:
         await shows(app, pilot, "SERVING")
         await pilot.press("s")
         await shows(app, pilot, "◆ TP3", "odd one out")
+        source.play(doing(script, 55, since=42))
+        await shows(app, pilot, "waits for a lock      13 s")
+        source.play(verdict(script, 55))
+        await shows(app, pilot, "✖ TP3")
 
 
 async def test_keys_change_what_is_shown(script: Script, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class StacksPage(Page):
         self._folder = folder
         self._chosen_mono: float | None = None
         """Of the capture to show; None: whatever is the latest."""
-        self._shown: StacksCaptured | None = None
+        self._drawn_from: tuple[object, ...] = ()
         self._merged, self._by_line, self._folded, self._all_threads = True, False, True, False
         self._starts: list[int] = []
         """Where each part of the page begins."""
@@ -70,10 +70,15 @@ class StacksPage(Page):
 
     def show(self, situation: Situation) -> None:
         super().show(situation)
-        if self.is_mounted and self.captured is not self._shown:
+        if self.is_mounted and self._sources() != self._drawn_from:
             self.fill(self.size.width)
         elif self.is_mounted:
             self._title.show(self.page_title())
+
+    def _sources(self) -> tuple[object, ...]:
+        """What the page is made from: conclusions about a capture come after it."""
+        attempt = self._situation.attempt
+        return (self.captured, attempt.doing, attempt.verdict) if attempt else (self.captured,)
 
     def watch_capturing(self, before: int, after: int) -> None:
         if after > before:
@@ -99,7 +104,7 @@ class StacksPage(Page):
         return joined([Content.styled("Stacks", "bold"), *(Content.styled(note, "dim") for note in notes), under_way])
 
     def page_rows(self, width: int) -> list[Content]:
-        self._shown = self.captured
+        self._drawn_from = self._sources()
         rows: list[Content] = []
         self._starts = []
         for block in self._blocks(width):

@@ -6,7 +6,8 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,7 @@ def cli() -> None:
     vllm-tui -- vllm serve MODEL        launch, and watch it in this terminal
     vllm-tui --headless -- COMMAND …    the same as JSON lines, without a terminal
     vllm-tui attach                     come back to a session
+    vllm-tui snapshot PID               see what every process of a running vLLM does
     vllm-tui demo                       see a hang, without vLLM and without a GPU
     vllm-tui doctor                     see what will not work on this host, and why
 
@@ -141,6 +143,27 @@ def ls(command: list[str] | None, *, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("run", metavar="[SESSION | PID]", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), help="The run whose server listens there.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1, max=3600.0), metavar="S", help="Look on, and show where the time goes."
+)
+@click.pass_obj
+def snapshot(
+    command: list[str] | None, run: str | None, *, port: int | None, as_json: bool, seconds: float | None
+) -> None:
+    """Look once at a running vLLM, whoever started it: stacks of every process, merged, and who would be at fault."""
+    _no_command(command)
+    from vllm_tui import choosing, snapshot
+
+    with _told():
+        chosen = choosing.choose(run, port, "snapshot", own_first=False)
+        seen = snapshot.look(chosen, seconds)
+    click.echo(snapshot.as_json(seen, chosen) if as_json else snapshot.as_text(seen, chosen))
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def doctor(command: list[str] | None, *, as_json: bool) -> None:
@@ -199,27 +222,38 @@ def _need_terminal() -> None:
         raise CliError(NO_TERMINAL, USAGE)
 
 
-def _find(session: str | None) -> "SessionFolder":
-    from vllm_probes.keeper.folder import FolderError, find
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong in there is a sentence for the person who typed."""
+    from vllm_probes.keeper.folder import FolderError
+    from vllm_probes.sensors.foreign import ForeignError
+    from vllm_tui.choosing import ChoiceError
 
     try:
-        return find(session)
-    except FolderError as error:
+        yield
+    except ChoiceError as error:
+        raise CliError(str(error), USAGE) from None
+    except (FolderError, ForeignError) as error:
         raise CliError(str(error)) from None
+    except KeyboardInterrupt:
+        raise CliError("Interrupted; nothing was changed.", INTERRUPTED) from None
+
+
+def _find(session: str | None) -> "SessionFolder":
+    from vllm_probes.keeper.folder import find
+
+    with _told():
+        return find(session)
 
 
 def _need_attachable(folder: "SessionFolder") -> None:
     """A session of another host or boot is never adopted: its pids mean other processes here."""
-    from vllm_probes.keeper.folder import FolderError
-
     if not folder.is_ours():
         raise CliError(f"{folder.path} belongs to another user: only they can attach to it.")
     if not os.access(folder.path, os.W_OK):
         raise CliError(f"{folder.path} cannot be written: `vllm-tui replay {folder.path}` plays it.")
-    try:
+    with _told():
         meta, here = folder.meta(), folder.on_this_boot()
-    except FolderError as error:
-        raise CliError(str(error)) from None
     if not here and meta.host != socket.gethostname():
         raise CliError(f"That session is kept on {meta.host}: ssh -t {meta.host} vllm-tui attach {meta.name}")
     if not here:

@@ -2,7 +2,7 @@
 
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -11,7 +11,7 @@ from vllm_probes.launch.redact import redact_argv
 from vllm_probes.sensors import tree
 from vllm_probes.sensors.foreign import Run, runs
 from vllm_probes.sensors.gpu import indices_by_pid
-from vllm_tui.format import UNKNOWN, duration, printable, short_command
+from vllm_tui.format import UNKNOWN, duration, json_text, printable, short_command, table
 
 GPU_ANSWER_S = 1.0
 """A driver that has to wake its GPUs up takes longer: then only what the environment tells is shown."""
@@ -45,7 +45,7 @@ def as_json() -> str:
     """One array: sessions (`kind` session) and other vLLM runs (`kind` stranger)."""
     entries = [{"kind": "session", **msgspec.to_builtins(row)} for row in rows()]
     entries += [{"kind": "stranger", **msgspec.to_builtins(row)} for row in strangers()]
-    return msgspec.json.encode(entries).decode()
+    return json_text(entries)
 
 
 def as_text() -> str:
@@ -59,13 +59,13 @@ def as_text() -> str:
 
 def sessions_table(known: Sequence[SessionRow]) -> list[str]:
     """Empty where there is none."""
-    return _table([("SESSION", "STATE", "AGE", "COMMAND"), *map(_session, known)]) if known else []
+    return table([("SESSION", "STATE", "AGE", "COMMAND"), *map(_session, known)]) if known else []
 
 
 def strangers_table(others: Sequence[StrangerEntry]) -> list[str]:
     """Empty where there is none."""
     heading = ("PID", "USER", "AGE", "PORT", "MODEL", "GPUS", "COMMAND")
-    return _table([heading, *map(_stranger, others)]) if others else []
+    return table([heading, *map(_stranger, others)]) if others else []
 
 
 def strangers() -> list[StrangerEntry]:
@@ -84,15 +84,10 @@ def _entry(run: Run, indices: Mapping[int, Sequence[int]]) -> StrangerEntry:
         port=run.address.port if run.address and not run.address.uds else None,
         model=run.model,
         gpus=",".join(map(str, held)) or run.visible_devices,
-        command=list(_texts(redact_argv(run.argv))),
-        cwd=run.cwd and next(_texts([run.cwd])),
-        processes=[ProcessEntry(pid=pid, process=next(_texts([tree.title(pid)]))) for pid in run.pids],
+        command=redact_argv(run.argv),
+        cwd=run.cwd,
+        processes=[ProcessEntry(pid=pid, process=tree.title(pid)) for pid in run.pids],
     )
-
-
-def _texts(words: Sequence[str]) -> Iterator[str]:
-    """Bytes that are no UTF-8 become `?`: no JSON could carry them."""
-    return (word.encode(errors="replace").decode() for word in words)
 
 
 def _session(row: SessionRow) -> tuple[str, ...]:
@@ -108,8 +103,3 @@ def _stranger(row: StrangerEntry) -> tuple[str, ...]:
     cells = (row.user, duration(row.age_s), row.port, row.model, row.gpus)
     shown = (UNKNOWN if cell is None else printable(str(cell)) for cell in cells)
     return (str(row.pid), *shown, short_command(row.command))
-
-
-def _table(cells: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

@@ -36,11 +36,15 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 def rows() -> Iterator[SessionRow]:
     """Newest first."""
-    for folder in sessions():
-        try:
-            yield _row(folder, folder.meta())
-        except FolderError:
-            yield _damaged(folder)
+    yield from map(row_of, sessions())
+
+
+def row_of(folder: SessionFolder) -> SessionRow:
+    """One session; a folder that cannot be read gives a row that says so."""
+    try:
+        return _row(folder, folder.meta())
+    except FolderError:
+        return _damaged(folder)
 
 
 def own_pids() -> set[int]:

@@ -283,7 +283,7 @@ def find(word: str | None) -> SessionFolder:
         return SessionFolder(Path(word).resolve())
     known = list(sessions())
     if word is None:
-        fitting = [folder for folder in known if _may_run(folder)]
+        fitting = live_sessions()
         missing = "No session is running here. `vllm-tui ls` lists the ended ones, to be opened by name."
     else:
         fitting = [folder for folder in known if folder.path.name == word]
@@ -294,6 +294,11 @@ def find(word: str | None) -> SessionFolder:
     if not fitting:
         raise FolderError(missing)
     raise FolderError("Several sessions fit; name one of: " + ", ".join(folder.path.name for folder in fitting))
+
+
+def live_sessions() -> list[SessionFolder]:
+    """Those of this user on this boot that run or are kept, newest first."""
+    return [folder for folder in sessions() if _may_run(folder)]
 
 
 def _may_run(folder: SessionFolder) -> bool:

@@ -25,8 +25,8 @@ from vllm_probes.keeper.stream import Stream
 from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
-from vllm_probes.rows import ProcessRef, ProcessRow
-from vllm_probes.sensors import disk, processes, stacks, threads
+from vllm_probes.rows import ProcessRow
+from vllm_probes.sensors import disk, processes, stacks
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor
 from vllm_probes.sensors.tree import command_line
@@ -140,20 +140,12 @@ class Watch:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))
-        targets = [
-            ProcessRef(pid=row.pid, process=row.process, state=row.state)
-            for row in self.rows.values()
-            if row.role != "resource_tracker"
-        ]
-        files = await stacks.capture(targets, folder)
+        files = await stacks.capture(stacks.targets(self.rows.values()), folder)
         captured = StacksCaptured(
             **self._stream.stamp(),
             reason=reason,
             folder=name,
-            stacks=[
-                replace(file, file=f"{name}/{file.file}" if file.file else None, frozen=threads.is_frozen(file.pid))
-                for file in files
-            ],
+            stacks=[replace(file, file=f"{name}/{file.file}" if file.file else None) for file in files],
         )
         self._stream.publish(captured)
         return captured

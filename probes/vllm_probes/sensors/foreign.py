@@ -81,20 +81,22 @@ def run_of(pid: int) -> Run:
 
 
 def run_on_port(port: int) -> Run:
-    """The run of the process that listens on a TCP port of this host.
+    """The run of the process that listens on a TCP port of this host, or whose command line says that it will.
 
     Raises:
         ForeignError: nobody listens there, or it cannot be seen who.
     """
     if (pid := ports.listener(port)) is not None:
         return run_of(pid)
+    for run in runs():  # whose sockets are not ours to see, but their command lines are
+        if run.address is not None and run.address.uds is None and run.address.port == port:
+            return run
     if ports.is_taken(port):
         raise ForeignError(
             f"Who listens on port {port} cannot be seen from here: `sudo ss -ltnp 'sport = :{port}'` tells."
         )
     raise ForeignError(
-        f"Nobody listens on port {port} of this host. A server that still starts does not listen yet: `vllm-tui ls` "
-        "shows its pid."
+        f"Nobody listens on port {port} of this host, and no vLLM says that it will: `vllm-tui ls` lists them."
     )
 
 
@@ -180,6 +182,28 @@ def _is_orphan(row: ProcessRow | None) -> bool:
     return row is not None and row.role in _STARTED_BY_PYTHON
 
 
+def address_of(pids: Collection[int]) -> tuple[Address | None, bool]:
+    """Where the server of these processes listens, or will, and whether it does already.
+
+    What a command line says, else (a config file, a script) the first port that one of the servers listens on.
+    """
+    servers = _servers(pids, _roles(pids))
+    told = next((found for pid in servers if (found := _told_address(pid))), None)
+    if told is not None:
+        return told, processes.listens(servers, told)
+    bound = next((address for pid in servers for address in ports.listening(pid)), None)
+    return (None, False) if bound is None else (Address(host=bound[0], port=bound[1]), True)
+
+
+def _roles(pids: Iterable[int]) -> dict[int, Role]:
+    return {pid: identify(tree.command_line(pid), tree.command_line(tree.parent(pid))).role for pid in pids}
+
+
+def _servers(pids: Collection[int], roles: Mapping[int, Role]) -> list[int]:
+    """The root, which may be a script with a server in it, and every API server."""
+    return [pid for at, pid in enumerate(pids) if at == 0 or roles[pid] == "api_server"]
+
+
 def _run(tops: list[int]) -> Run | None:
     """None: its root has just ended."""
     root, pids = tops[0], Members(tops).walk()
@@ -188,38 +212,28 @@ def _run(tops: list[int]) -> Run | None:
         started, user = psutil.Process(root).create_time(), psutil.Process(root).username()
     except psutil.Error:
         return None
-    argvs = {pid: tree.command_line(pid) for pid in pids}
-    roles = {pid: identify(argv, argvs.get(tree.parent(pid), ())).role for pid, argv in argvs.items()}
-    servers = [root, *(pid for pid in pids if pid != root and roles[pid] == "api_server")]
-    address, listens = _address({pid: argvs.get(pid, []) for pid in servers})
-    if start_ticks is None:
+    if start_ticks is None or root not in pids:
         return None
+    roles = _roles(pids)
+    address, listens = address_of(pids)
     return Run(
         pid=root,
         start_ticks=start_ticks,
         started=started,
         user=user,
-        argv=argvs.get(root) or [tree.title(root)],
+        argv=tree.command_line(root) or [tree.title(root)],
         cwd=_cwd(root),
         is_vllm=any(role in VLLM_ROLES for role in roles.values()),
         address=address,
         listens=listens,
-        model=_model(argvs.get(pid, []) for pid in servers),
+        model=_model(map(tree.command_line, _servers(pids, roles))),
         visible_devices=_visible_devices(pid for pid in pids if roles[pid] in VLLM_ROLES),
         pids=tuple(pids),
     )
 
 
-def _address(servers: Mapping[int, list[str]]) -> tuple[Address | None, bool]:
-    """What a command line says, else (a config file, a script) the first port that one of the servers listens on."""
-    told = next((found for pid, argv in servers.items() if (found := _told_address(pid, argv))), None)
-    if told is not None:
-        return told, processes.listens(servers, told)
-    bound = next((address for pid in servers for address in ports.listening(pid)), None)
-    return (None, False) if bound is None else (Address(host=bound[0], port=bound[1]), True)
-
-
-def _told_address(pid: int, argv: list[str]) -> Address | None:
+def _told_address(pid: int) -> Address | None:
+    argv = tree.command_line(pid)
     return address_from_command(argv, processes.environ(pid)) if argv else None
 
 

@@ -176,8 +176,8 @@ def test_members_stay_though_their_parents_go(server: TitledTree, wait_for: Wait
 def test_a_pid_that_was_given_away_is_not_taken_for_the_run(server: TitledTree) -> None:
     ticks = tree.start_ticks(server.root.pid)
     assert ticks is not None
-    assert foreign.is_same(server.root.pid, ticks)
-    assert not foreign.is_same(server.root.pid, ticks + 1)
+    assert tree.is_same(server.root.pid, ticks)
+    assert not tree.is_same(server.root.pid, ticks + 1)
     server.root.kill()
     server.root.wait(10)
-    assert not foreign.is_same(server.root.pid, ticks)
+    assert not tree.is_same(server.root.pid, ticks)

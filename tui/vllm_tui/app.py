@@ -14,7 +14,7 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vllm_probes.commands import CaptureStacks, Command, EndHolders, Relaunch, StartNow, Stop
+from vllm_probes.commands import CaptureStacks, Command, EndHolders, Relaunch, StartNow, Stop, StopWatching
 from vllm_probes.events import AttemptStarted, Event, ModelRestored
 from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
@@ -310,7 +310,9 @@ class VllmTui(App[AppResult]):
         elif situation.connection == "recording" or not (situation.alive or situation.holds):
             self._leave("ended")
         elif answer := await self._ask(questions.leave(situation)):
-            if answer == "leave":
+            if answer == "unwatch":
+                await self.source.send(StopWatching())
+            if answer in ("leave", "unwatch"):
                 self._leave("left_running")
                 return
             self._leaving = "stopped"

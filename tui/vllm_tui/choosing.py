@@ -1,5 +1,10 @@
 """Which run a person means: one of our sessions, or a vLLM that somebody else started, by any pid of it or its port."""
 
+import os
+import socket
+from pathlib import Path
+
+from vllm_probes.keeper.attached import session_of, watch_run
 from vllm_probes.keeper.catalogue import row_of, session_above
 from vllm_probes.keeper.folder import FolderError, SessionFolder, find, live_sessions
 from vllm_probes.sensors import foreign, ports
@@ -27,6 +32,42 @@ def choose(word: str | None, port: int | None, command: str, *, own_first: bool)
     if word is None:
         return _only_one(command, own_first)
     return _of_pid(word) if word.isdecimal() else find(word)
+
+
+def watched(chosen: Chosen, log: Path | None) -> SessionFolder:
+    """The session to be shown: one of ours, the one that watches this run already, or a new one that does.
+
+    `log`: where the log of a run is that was not started here; looked at when its session begins.
+
+    Raises:
+        ChoiceError: no session can be made for it.
+    """
+    folder = session_of(chosen) if isinstance(chosen, Run) else chosen
+    if folder is not None and log is not None:
+        raise ChoiceError(f"Session {folder.path.name} has its log already: attach to it without --log.")
+    if isinstance(chosen, SessionFolder):
+        return chosen
+    try:
+        return folder or watch_run(chosen, log)
+    except OSError as error:
+        raise ChoiceError(f"The session cannot be started: {error.strerror} ({error.filename}).") from None
+
+
+def need_attachable(folder: SessionFolder) -> None:
+    """A session of another host or boot is never adopted: its pids mean other processes here.
+
+    Raises:
+        FolderError: it cannot be attached to; the text says what to do instead.
+    """
+    if not folder.is_ours():
+        raise FolderError(f"{folder.path} belongs to another user: only they can attach to it.")
+    if not os.access(folder.path, os.W_OK):
+        raise FolderError(f"{folder.path} cannot be written: `vllm-tui replay {folder.path}` plays it.")
+    meta, here = folder.meta(), folder.on_this_boot()
+    if not here and meta.host != socket.gethostname():
+        raise FolderError(f"That session is kept on {meta.host}: ssh -t {meta.host} vllm-tui attach {meta.name}")
+    if not here:
+        raise FolderError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
 
 
 def _of_port(port: int) -> Chosen:

@@ -4,7 +4,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from vllm_tui.alarm import Notify
 
 USAGE, KEEPER_LOST, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED = 2, 70, 126, 127, 130
+PORT = click.IntRange(1, 65535)
+LOG = click.Path(exists=True, dir_okay=False, readable=True, resolve_path=True, path_type=Path)
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
 
 
@@ -118,17 +119,34 @@ def run(
 
 
 @cli.command()
-@click.argument("session", required=False)
+@click.argument("run", metavar="[SESSION | PID]", required=False)
+@click.option("--port", type=PORT, help="The run whose server listens there.")
+@click.option("--log", type=LOG, help="Where the log of a run is that was not started here.")
+@click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines. SIGINT ends only that.")
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
 @_NOTIFY
 @click.pass_obj
-def attach(command: list[str] | None, session: str | None, *, readonly: bool, notify: "Notify") -> None:
-    """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
+def attach(
+    command: list[str] | None,
+    run: str | None,
+    *,
+    port: int | None,
+    log: Path | None,
+    headless: bool,
+    readonly: bool,
+    notify: "Notify",
+) -> None:
+    """Come back to a session, by name or a beginning of it (ended ones open as they ended), or watch a vLLM that was
+    not started here, by any of its pids."""
     _no_command(command)
-    _need_terminal()
-    folder = _find(session)
-    _need_attachable(folder)
-    _watch(folder, headless=False, readonly=readonly, with_code=False, notify=notify)
+    if not headless:
+        _need_terminal()
+    from vllm_tui import choosing
+
+    with _told():
+        folder = choosing.watched(choosing.choose(run, port, "attach", own_first=True), log)
+        choosing.need_attachable(folder)
+    _watch(folder, headless=headless, readonly=readonly, with_code=False, notify=notify)
 
 
 @cli.command()
@@ -144,7 +162,7 @@ def ls(command: list[str] | None, *, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run", metavar="[SESSION | PID]", required=False)
-@click.option("--port", type=click.IntRange(1, 65535), help="The run whose server listens there.")
+@click.option("--port", type=PORT, help="The run whose server listens there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1, max=3600.0), metavar="S", help="Look on, and show where the time goes."
@@ -246,20 +264,6 @@ def _find(session: str | None) -> "SessionFolder":
         return find(session)
 
 
-def _need_attachable(folder: "SessionFolder") -> None:
-    """A session of another host or boot is never adopted: its pids mean other processes here."""
-    if not folder.is_ours():
-        raise CliError(f"{folder.path} belongs to another user: only they can attach to it.")
-    if not os.access(folder.path, os.W_OK):
-        raise CliError(f"{folder.path} cannot be written: `vllm-tui replay {folder.path}` plays it.")
-    with _told():
-        meta, here = folder.meta(), folder.on_this_boot()
-    if not here and meta.host != socket.gethostname():
-        raise CliError(f"That session is kept on {meta.host}: ssh -t {meta.host} vllm-tui attach {meta.name}")
-    if not here:
-        raise CliError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
-
-
 def _launch(
     command: list[str], name: str | None, levers: list[str], bare: bool, gpus: Sequence[str] = ()
 ) -> "SessionFolder":
@@ -323,7 +327,7 @@ def _watch(
 
     try:
         if headless:
-            code = _watch_headless(folder)
+            code = _watch_headless(folder, with_code=with_code)
         else:
             code = _watch_app(folder, readonly=readonly, with_code=with_code, notify=notify)
     except KeeperError as error:
@@ -333,19 +337,19 @@ def _watch(
     sys.exit(code)
 
 
-def _watch_headless(folder: "SessionFolder") -> int:
+def _watch_headless(folder: "SessionFolder", *, with_code: bool) -> int:
     import asyncio
 
     from vllm_tui import closing, headless
 
     try:
-        model, seen = asyncio.run(headless.follow(folder))
+        model, seen = asyncio.run(headless.follow(folder, only_watches=not with_code))
     except headless.OutputError as error:
         raise CliError(f"{error} The command runs on: `vllm-tui attach {folder.path.name}`.") from None
     if not seen:
         click.echo("vllm-tui: the keeper was lost; `vllm-tui attach` starts a new one.", err=True)
         return KEEPER_LOST
-    return closing.exit_code(model.attempt)
+    return closing.exit_code(model.attempt) if with_code else 0
 
 
 def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool, notify: "Notify") -> int:

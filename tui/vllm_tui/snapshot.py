@@ -16,6 +16,7 @@ from vllm_probes import snapshot
 from vllm_probes.judges.glance import SeenProcess, Snapshot
 from vllm_probes.judges.ranksets import render
 from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.sensors import foreign
 from vllm_probes.sensors.foreign import ForeignError, Run
 from vllm_probes.snapshot import Target
 from vllm_tui.choosing import Chosen
@@ -40,6 +41,9 @@ def look(chosen: Chosen, seconds: float | None) -> Snapshot:
 
 
 def _of_session(folder: SessionFolder) -> Target:
+    attached = folder.attached()
+    if attached is not None and not folder.is_over():
+        return snapshot.of_run(foreign.run_of(attached.pid))
     shim_pid = next(folder.shim_pids(), None)
     if shim_pid is None:
         name = shlex.quote(folder.path.name)

@@ -72,7 +72,7 @@ def session_above(pid: int) -> SessionAbove | None:
 def _row(folder: SessionFolder, meta: Meta) -> SessionRow:
     here, is_this_host = folder.on_this_boot(), meta.host == socket.gethostname()
     attempt = folder.attempt_count()
-    alive = here and any(folder.shim_pids())
+    alive = here and (any(folder.shim_pids()) if meta.attached is None else not folder.is_over())
     state = last_state(folder)
     if is_this_host and not alive and state not in ENDED_STATES and not folder.has_keeper():
         state = "lost" if here or attempt else state

@@ -22,7 +22,7 @@ import platformdirs
 
 from vllm_probes import __version__
 from vllm_probes.launch.spec import LaunchSpec
-from vllm_probes.sensors import disk
+from vllm_probes.sensors import disk, tree
 from vllm_probes.sensors.shims import shim_alive
 
 MIN_FREE_BYTES = 64 << 20
@@ -42,6 +42,26 @@ class KeeperError(Exception):
     """The keeper of a session does not answer; the text says what to do."""
 
 
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that somebody else started and that a session only watches. With its start a pid names it for ever."""
+
+    pid: int
+    """Of the root of its tree."""
+    start_ticks: int
+    """When that began, in clock ticks since boot."""
+    user: str | None
+    """Whose it is; None: this user's."""
+    is_vllm: bool
+    url: str | None
+    """Where its server listens, or will; None: not known."""
+    listens: bool
+    """It did already when the session began."""
+    log: str | None
+    """The absolute path of its log; None: no file that we can read has it."""
+    log_reason: str | None
+    """Why not, and what shows it: a sentence."""
+
+
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """`meta.json`: enough to list a session without reading its recording."""
 
@@ -53,6 +73,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str]
     """Secrets removed."""
     cwd: str
+    attached: Attached | None = None
+    """None: what the session launched itself."""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,8 +146,17 @@ class SessionFolder:
         """It belongs to this user: what another one put there is neither run nor connected to."""
         return _is_ours(self.path)
 
+    def attached(self) -> Attached | None:
+        """The run that it only watches, on this boot; None: it launches its own, or cannot be read."""
+        try:
+            return self.meta().attached if self.on_this_boot() else None
+        except FolderError:
+            return None
+
     def is_over(self) -> bool:
         """Every attempt's command has ended, and nothing of its tree is left to run."""
+        if attached := self.attached():
+            return not tree.is_same(attached.pid, attached.start_ticks)
         ended = all(log.with_suffix(".exit").exists() for log in self.path.glob("attempt-*.log"))
         return ended and not any(self.shim_pids())
 
@@ -190,7 +221,7 @@ def _is_private_and_writable(folder: Path) -> bool:
     return _is_ours(folder.resolve())
 
 
-def create(launch: Launch, *, command: list[str], name: str | None) -> SessionFolder:
+def create(launch: Launch, *, command: list[str], name: str | None, attached: Attached | None = None) -> SessionFolder:
     """A new session folder with `meta.json` and `launch.json`.
 
     Raises:
@@ -214,6 +245,7 @@ def create(launch: Launch, *, command: list[str], name: str | None) -> SessionFo
         created=created,
         command=[_text(word) for word in command],
         cwd=_text(launch.spec.cwd),
+        attached=attached,
     )
     _write_private(folder.path / "launch.json", launch)
     _write_private(folder.path / "meta.json", meta)

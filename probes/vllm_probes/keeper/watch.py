@@ -19,17 +19,17 @@ from vllm_probes.events import (
 )
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
 from vllm_probes.judges.rules import RuleSet
-from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.attached import members
+from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.lookout import Lookout
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
-from vllm_probes.rows import ProcessRow
-from vllm_probes.sensors import disk, processes, stacks
+from vllm_probes.rows import ProcessRef, ProcessRow
+from vllm_probes.sensors import disk, processes, stacks, tree
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor
-from vllm_probes.sensors.tree import command_line
 
 LOG_LIMIT_BYTES = 4 << 30
 LOG_HEAD_BYTES = 256 << 20
@@ -44,7 +44,9 @@ STRANGERS_EVERY = 5
 class Watch:
     """The sensors of one attempt."""
 
-    def __init__(self, stream: Stream, folder: SessionFolder, launch: Launch, rules: RuleSet) -> None:
+    def __init__(
+        self, stream: Stream, folder: SessionFolder, launch: Launch, rules: RuleSet, attached: Attached | None
+    ) -> None:
         attempt = stream.model.attempt
         if attempt is None:
             raise ValueError("there is no attempt to watch")
@@ -53,9 +55,14 @@ class Watch:
         self._log_path = folder.path / attempt.launch.log
         self._log = LogSensor(self._log_path, rules, redact_text)
         self._resume = _resume_point(stream)
-        self._processes = processes.ProcessSensor(attempt.launch.shim_pid or 0)
+        self._attached = attached
+        self._processes = (
+            processes.ProcessSensor(attempt.launch.shim_pid or 0)
+            if attached is None
+            else processes.ProcessSensor(tree.parent(attached.pid), members(attached).walk)
+        )
         self._endpoint = EndpointSensor()
-        self._address: Address | None = None
+        self._address = address_from_url(attached.url) if attached and attached.url else None
         self._engine_config: Mapping[str, str] = {}
         self._looks = 0
         self._free: list[tuple[float, int]] = []
@@ -123,6 +130,11 @@ class Watch:
             return [row for row in self.rows.values() if row.foreign]
         return processes.strangers(self._attempt.started, own=own)
 
+    def running(self) -> list[ProcessRef]:
+        """What runs of the tree now, as far as the last look knew it."""
+        rows = [row for row in self.rows.values() if tree.is_running(row.pid)]
+        return [ProcessRef(pid=row.pid, process=row.process, state=row.state) for row in rows]
+
     def wants_stacks(self) -> bool:
         """Tell of quiet; True: it is time to see what everybody does."""
         port = self._address.port if self._address and not self._address.uds else None
@@ -177,7 +189,7 @@ class Watch:
         yield self._launch.spec.argv, self._launch.spec.env
         for row in self.rows.values():
             if row.role == "api_server":
-                yield command_line(row.pid), processes.environ(row.pid)
+                yield tree.command_line(row.pid), processes.environ(row.pid)
 
     # --- levers -----------------------------------------------------------------------------------------------------
 
@@ -190,7 +202,7 @@ class Watch:
 
     def _check_lever(self, lever: str) -> None:
         for row in [row for row in self.rows.values() if row.role in ("worker", "engine_core", "api_server")]:
-            environ, argv = processes.environ(row.pid), command_line(row.pid)
+            environ, argv = processes.environ(row.pid), tree.command_line(row.pid)
             seen = check_arrival(lever, environ, row.process, argv, self._engine_config)
             if seen is None:
                 continue
@@ -231,7 +243,7 @@ class Watch:
     def _bound_log(self, log_bytes: int) -> tuple[int, int]:
         known = self._stream.model.disk
         before = (known.hole_start, known.hole_bytes) if known and known.attempt == self._stream.attempt else (0, 0)
-        hole = disk.hole(log_bytes, LOG_LIMIT_BYTES, LOG_HEAD_BYTES)
+        hole = disk.hole(log_bytes, LOG_LIMIT_BYTES, LOG_HEAD_BYTES) if self._attached is None else None
         if hole is None or hole == before or not disk.punch_hole(self._log_path, *hole):
             return before
         self._log.index.set_hole(*hole)

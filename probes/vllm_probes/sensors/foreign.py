@@ -112,11 +112,6 @@ def root_of(pid: int) -> int:
         pid, argv = parent_pid, parent_argv
 
 
-def is_same(pid: int, start_ticks: int) -> bool:
-    """Whether the process that began then still runs: one that got its pid later is another one."""
-    return tree.start_ticks(pid) == start_ticks and tree.is_running(pid)
-
-
 class Members:
     """The processes of a run over time: whoever was seen in it stays in it, whatever becomes of its parent."""
 

@@ -54,6 +54,11 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def is_same(pid: int, ticks: int) -> bool:
+    """Whether the process that began then still runs: one that got its pid later is another one."""
+    return start_ticks(pid) == ticks and is_running(pid)
+
+
 def process_group(pid: int) -> int | None:
     """The id of its process group, None when it is gone."""
     fields = _stat_fields(f"/proc/{pid}/stat")

@@ -46,7 +46,7 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     for hold in situation.holds:
         yield "warning", f"Waits for {hold_sentence(hold)}"
     if attempt := situation.attempt:
-        yield from ending_notices(attempt, actions.may_send(situation) is None and not situation.holds)
+        yield from ending_notices(attempt, actions.may_change(situation) is None and not situation.holds)
         yield from lever_notices(attempt)
         yield from file_notices(situation, attempt)
     yield from gpu_notices(situation)

@@ -54,7 +54,7 @@ def of_shim(shim_pid: int) -> Target:
 
 
 async def take(target: Target, folder: Path, name: str | None, *, seconds: float | None = None) -> Snapshot:
-    """Two looks a moment apart, or looks for so many seconds; the stacks of the last one stay in `folder`, to which
+    """Two looks a moment apart (one where nobody holds anybody up), or looks for so many seconds; the stacks of the last one stay in `folder`, to which
     evidence refers by `name`; None: it is going to be removed.
 
     Only a long one asks the server for its counters: vLLM logs a line for each request.
@@ -84,7 +84,8 @@ async def _observe(target: Target, folder: Path, name: str | None, seconds: floa
             seen = glance.moved(table, seen, _stamp())
         serves = _serves(table, target, captured, rows.values())
         seen = glance.look(table, seen, captured, rows, _switches(captured), serves=serves)
-        if seen.look_count > 1 and time.monotonic() - seen.begun["mono"] >= seconds:
+        enough = seen.look_count > 1 or (seen.is_calm and not seconds)
+        if enough and time.monotonic() - seen.begun["mono"] >= seconds:
             return glance.conclude(table, seen)
         await asyncio.sleep(max(PAUSE_S, time.monotonic() - begun_mono) if seconds else MOMENT_S)
 

@@ -112,6 +112,11 @@ class Glance:
     moved: bool = False
     """Tokens did."""
 
+    @property
+    def is_calm(self) -> bool:
+        """The last look shows nobody who could be at fault."""
+        return bool(self.hangs) and self.hangs[-1] is None
+
 
 def begin(stamp: Stamp) -> Glance:
     """Nothing is known."""

@@ -53,7 +53,7 @@ class Looks:
             files.append(StackFile(pid=pid, process=ROWS[pid].process, file=f"{pid}.json", threads=[own]))
             switches[pid] = int(at * 100) if pid in runs else 0
         event = StacksCaptured(**stamp(at), reason="r", folder="f", stacks=files)
-        self.seen = glance.look(TABLE, self.seen, event, ROWS, switches, serves=self.serves)
+        self.seen = glance.look(TABLE, self.seen, event, ROWS, switches, serves=self.serves, is_counted=True)
         return self
 
     @property
@@ -150,7 +150,7 @@ def test_nothing_at_all_can_be_read() -> None:
     event = StacksCaptured(
         **stamp(0.1), reason="r", folder="f", stacks=[StackFile(pid=1, process="APIServer", error="no right")]
     )
-    seen = glance.look(TABLE, glance.begin(stamp(0)), event, {1: ROWS[1]}, {}, serves=True)
+    seen = glance.look(TABLE, glance.begin(stamp(0)), event, {1: ROWS[1]}, {}, serves=True, is_counted=True)
     end = glance.conclude(TABLE, seen)
     assert (end.health, end.kind, end.culprits, end.processes[0].error) == (None, None, [], "no right")
     assert "No stack could be read" in end.summary

@@ -54,8 +54,9 @@ def of_shim(shim_pid: int) -> Target:
 
 
 async def take(target: Target, folder: Path, name: str | None, *, seconds: float | None = None) -> Snapshot:
-    """Two looks a moment apart (one where nobody holds anybody up), or looks for so many seconds; the stacks of the last one stay in `folder`, to which
-    evidence refers by `name`; None: it is going to be removed.
+    """Two looks a moment apart, one where nobody holds anybody up, or looks for so many seconds.
+
+    The stacks of the last one stay in `folder`, to which evidence refers by `name`; None: it is going to be removed.
 
     Only a long one asks the server for its counters: vLLM logs a line for each request.
     """
@@ -83,7 +84,8 @@ async def _observe(target: Target, folder: Path, name: str | None, seconds: floa
         if counters.moved():
             seen = glance.moved(table, seen, _stamp())
         serves = _serves(table, target, captured, rows.values())
-        seen = glance.look(table, seen, captured, rows, _switches(captured), serves=serves)
+        switches = _switches(captured)
+        seen = glance.look(table, seen, captured, rows, switches, serves=serves, is_counted=counters.are_known)
         enough = seen.look_count > 1 or (seen.is_calm and not seconds)
         if enough and time.monotonic() - seen.begun["mono"] >= seconds:
             return glance.conclude(table, seen)
@@ -121,6 +123,11 @@ class _Counters:
                 await asyncio.sleep(METRICS_EVERY_S)
         finally:
             await sensor.close()
+
+    @property
+    def are_known(self) -> bool:
+        """The server has told them."""
+        return self._activity.requests is not None
 
     def moved(self) -> bool:
         """Tokens came since this was asked last."""

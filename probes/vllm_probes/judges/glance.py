@@ -18,7 +18,7 @@ from vllm_probes.judges import verdict
 from vllm_probes.judges.culprits import Hang, Standing, find_hang, said_together, summary
 from vllm_probes.judges.doing import Doing
 from vllm_probes.judges.frames import FrameTable, main_thread
-from vllm_probes.judges.looks import doings, looks_at
+from vllm_probes.judges.looks import Look, doings, looks_at
 from vllm_probes.judges.ranksets import labels, natural
 from vllm_probes.judges.stackmerge import merge, moving
 from vllm_probes.rows import Culprit, Evidence, Frame, ProcessDoing, ProcessRow, ThreadStack
@@ -97,8 +97,8 @@ class Glance:
     told: VerdictChanged | None = None
     rows: Mapping[int, ProcessRow] = field(default_factory=dict)
     last: StacksCaptured | None = None
-    threads: Mapping[str, ThreadStack] = field(default_factory=dict)
-    """Those that told what each process does at the last look, by pid."""
+    looks: Mapping[int, Look] = field(default_factory=dict)
+    """The last one, by pid."""
     standings: tuple[Standing, ...] = ()
     hangs: tuple[Hang | None, ...] = ()
     """Of the last two looks."""
@@ -109,13 +109,14 @@ class Glance:
     """The processes of which it did since the look before, or may have."""
     places: Mapping[int, Counter[tuple[str | None, str]]] = field(default_factory=dict)
     look_count: int = 0
+    serves: bool = True
     moved: bool = False
     """Tokens did."""
 
     @property
     def is_calm(self) -> bool:
         """The last look shows nobody who could be at fault."""
-        return bool(self.hangs) and self.hangs[-1] is None
+        return self.serves and bool(self.hangs) and self.hangs[-1] is None
 
 
 def begin(stamp: Stamp) -> Glance:
@@ -139,26 +140,30 @@ def look(
     switches: Mapping[int, int | None],
     *,
     serves: bool,
+    is_counted: bool,
 ) -> Glance:
     """One more look. `switches`: as of `threads.switch_count`, by thread id. `serves`: the run has started; what still
-    starts may take its time."""
-    looks = looks_at(table, event, rows, glance.threads, frozenset())
-    threads = {str(one.standing.row.pid): one.thread for one in looks}
+    starts may take its time. `is_counted`: its tokens can be seen."""
+    looks = looks_at(table, event, rows, glance.looks, frozenset())
     counts = {one.standing.row.pid: switches.get(one.thread.thread_id) for one in looks}
     standings = tuple(one.standing for one in looks)
     judged = [one for one in standings if _tells(one)]
-    memory, told = _judged(table, replace(glance.memory, rows=rows), event, {one.row.pid for one in judged}, serves)
-    hang = find_hang(judged, serves=serves, phase=None, gpus_idle={}) if serves else None
+    memory = replace(glance.memory, rows=rows, is_counted=is_counted)
+    memory, told = _judged(table, memory, event, {one.row.pid for one in judged}, serves)
+    hang = find_hang(judged, None, {}) if serves else None
+    threads = {str(one.standing.row.pid): one.thread for one in looks}
+    before = {str(pid): one.thread for pid, one in glance.looks.items()}
     return replace(
         glance,
         memory=memory,
         told=told or glance.told,
         rows=rows,
         last=event,
-        threads=threads,
+        serves=serves,
+        looks={one.standing.row.pid: one for one in looks},
         standings=standings,
         hangs=(*glance.hangs, hang)[-2:],
-        doing=doings(looks, moving(glance.threads, threads), glance.doing, event.time),
+        doing=doings(looks, moving(before, threads), glance.doing, event.time),
         switches=counts,
         has_run=frozenset(pid for pid, count in counts.items() if count is None or glance.switches.get(pid) != count),
         places=_counted(glance.places, standings),
@@ -238,6 +243,8 @@ def _verdict(glance: Glance, observed_s: float) -> _Verdict:
 
 def _calm(glance: Glance) -> str:
     """Nobody would be at fault."""
+    if not glance.serves:
+        return "It has not started yet, which takes its time: nobody is said to be at fault after so short a look."
     waits = all(one.classified.class_ in ("idle", "startup_wait") for one in glance.standings if _tells(one))
     return "Everybody waits for work." if waits else "Nobody holds anybody up."
 

@@ -35,6 +35,8 @@ def may_change(situation: Situation) -> str | None:
     """The keeper takes commands, and what it watches was started by it."""
     attempt = situation.attempt
     if attempt is not None and attempt.launch.attached_pid is not None:
+        if attempt.ended:
+            return "Not started by this program, and it has ended: D shows how to start it from here."
         return refusal(attempt.launch.attached_pid, attempt.launch.attached_user)
     return may_send(situation)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vllm_probes.keeper.attached import session_of, watch_run
 from vllm_probes.keeper.catalogue import row_of, session_above
-from vllm_probes.keeper.folder import FolderError, SessionFolder, find, live_sessions
+from vllm_probes.keeper.folder import FolderError, SessionFolder, find, live_sessions, sessions
 from vllm_probes.sensors import foreign, ports
 from vllm_probes.sensors.foreign import ForeignError, Run
 
@@ -77,7 +77,7 @@ def _of_port(port: int) -> Chosen:
 
 def _of_pid(word: str) -> Chosen:
     """A name may consist of digits, too, and a beginning of one even more so: processes come between."""
-    if any(folder.path.name == word for folder in live_sessions()):
+    if any(folder.path.name == word for folder in sessions()):
         return find(word)
     try:
         return _own(int(word)) or foreign.run_of(int(word))

@@ -73,7 +73,7 @@ def cli() -> None:
     \b
     vllm-tui -- vllm serve MODEL        launch, and watch it in this terminal
     vllm-tui --headless -- COMMAND …    the same as JSON lines, without a terminal
-    vllm-tui attach                     come back to a session
+    vllm-tui attach [PID]               come back to a session, or watch a vLLM that runs already
     vllm-tui snapshot PID               see what every process of a running vLLM does
     vllm-tui demo                       see a hang, without vLLM and without a GPU
     vllm-tui doctor                     see what will not work on this host, and why
@@ -257,7 +257,7 @@ def _told() -> Iterator[None]:
         raise CliError("Interrupted; nothing was changed.", INTERRUPTED) from None
 
 
-def _find(session: str | None) -> "SessionFolder":
+def _find(session: str) -> "SessionFolder":
     from vllm_probes.keeper.folder import find
 
     with _told():

@@ -305,26 +305,21 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def find(word: str | None) -> SessionFolder:
-    """The session that a person means: a folder, a name, a unique beginning of one; without a word the newest live one.
+def find(word: str) -> SessionFolder:
+    """The session that a person means: a folder, a name, or a unique beginning of one.
 
     Raises:
         FolderError: none, or several.
     """
-    if word is not None and (Path(word) / "meta.json").is_file():
+    if (Path(word) / "meta.json").is_file():
         return SessionFolder(Path(word).resolve())
     known = list(sessions())
-    if word is None:
-        fitting = live_sessions()
-        missing = "No session is running here. `vllm-tui ls` lists the ended ones, to be opened by name."
-    else:
-        fitting = [folder for folder in known if folder.path.name == word]
-        fitting = fitting or [folder for folder in known if folder.path.name.startswith(word)]
-        missing = f"There is no session called {word!r}: `vllm-tui ls` lists them."
+    fitting = [folder for folder in known if folder.path.name == word]
+    fitting = fitting or [folder for folder in known if folder.path.name.startswith(word)]
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise FolderError(missing)
+        raise FolderError(f"There is no session called {word!r}: `vllm-tui ls` lists them.")
     raise FolderError("Several sessions fit; name one of: " + ", ".join(folder.path.name for folder in fitting))
 
 

@@ -309,12 +309,11 @@ class VllmTui(App[AppResult]):
             self._leave("keeper_lost")
         elif situation.connection == "recording" or not (situation.alive or situation.holds):
             self._leave("ended")
-        elif answer := await self._ask(questions.leave(situation)):
+        elif (answer := await self._ask(questions.leave(situation))) in ("leave", "unwatch"):
             if answer == "unwatch":
                 await self.source.send(StopWatching())
-            if answer in ("leave", "unwatch"):
-                self._leave("left_running")
-                return
+            self._leave("left_running")
+        elif answer:
             self._leaving = "stopped"
             self._send(Stop(kill=answer == "kill"))
 

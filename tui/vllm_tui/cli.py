@@ -8,32 +8,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vllm_probes import __version__
+from vllm_tui.errors import INTERRUPTED, KEEPER_LOST, USAGE, CliError
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
-    from vllm_probes.launch.spec import LaunchSpec
     from vllm_tui.alarm import Notify
 
-USAGE, KEEPER_LOST, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED = 2, 70, 126, 127, 130
 PORT = click.IntRange(1, 65535)
 LOG = click.Path(exists=True, dir_okay=False, readable=True, resolve_path=True, path_type=Path)
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
-
-
-class CliError(click.ClickException):
-    """A sentence that says what to do, and the exit code."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class and reads the instance's
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"vllm-tui: {self.message}", err=True, file=file)
 
 
 def main() -> None:
@@ -114,7 +102,9 @@ def run(
         raise CliError("No command. Write it behind --: vllm-tui -- vllm serve MODEL", USAGE)
     if not headless:
         _need_terminal()
-    folder = _launch(command, name, [lever for lever in levers.split(",") if lever], bare)
+    from vllm_tui.launching import launch
+
+    folder = launch(command, name, [lever for lever in levers.split(",") if lever], bare)
     _watch(folder, headless=headless, readonly=readonly, with_code=True, notify=notify)
 
 
@@ -224,9 +214,10 @@ def demo(command: list[str] | None, *, headless: bool) -> None:
     if not headless:
         _need_terminal()
     from vllm_probes.demo import demo_command, gpu_command
+    from vllm_tui.launching import launch
 
     command = demo_command()
-    folder = _launch(command, None, [], bare=False, gpus=gpu_command(command))
+    folder = launch(command, None, [], bare=False, gpus=gpu_command(command))
     _watch(folder, headless=headless, readonly=False, with_code=True)
 
 
@@ -262,61 +253,6 @@ def _find(session: str) -> "SessionFolder":
 
     with _told():
         return find(session)
-
-
-def _launch(
-    command: list[str], name: str | None, levers: list[str], bare: bool, gpus: Sequence[str] = ()
-) -> "SessionFolder":
-    """Start the command, then the keeper that watches it: vLLM waits for nothing of ours."""
-    from vllm_probes.keeper.attempts import first_attempt, start_keeper
-    from vllm_probes.keeper.folder import FolderError, Launch, create
-    from vllm_probes.launch.levers import LeverError
-    from vllm_probes.launch.redact import redact_argv
-    from vllm_probes.launch.spec import LaunchSpec
-
-    _need_executable(command[0])
-    spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=_current_folder())
-    if levers:
-        _need_levers(levers, spec)
-    launch = Launch(spec=spec, levers=levers, bare=bare, gpus=list(gpus))
-    # Held back until a view can make a stop of them: a command that is just being launched must not be left alone.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        folder = create(launch, command=redact_argv(command), name=name)
-        first_attempt(folder, launch).start()
-        start_keeper(folder)
-    except (FolderError, LeverError) as error:
-        raise CliError(str(error)) from None
-    except OSError as error:
-        raise CliError(f"The session cannot be started: {error.strerror} ({error.filename}).") from None
-    return folder
-
-
-def _current_folder() -> str:
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:
-        raise CliError("The current folder does not exist any more: change to another one.") from None
-
-
-def _need_executable(program: str) -> None:
-    if shutil.which(program):
-        return
-    if Path(program).is_file() or (os.sep not in program and shutil.which(program, mode=os.F_OK)):
-        raise CliError(f"{program} is not executable: `chmod +x` it, or name its interpreter.", NOT_EXECUTABLE)
-    hint = "check its path" if os.sep in program else "is its environment activated?"
-    raise CliError(f"{program} was not found: {hint}", NOT_FOUND)
-
-
-def _need_levers(levers: list[str], spec: "LaunchSpec") -> None:
-    from vllm_probes.launch.levers import blocked, load_levers
-
-    known = load_levers()
-    for lever in levers:
-        if lever not in known:
-            raise CliError(f"There is no lever {lever!r}; there are {', '.join(known)}.", USAGE)
-        if reason := blocked(lever, spec):
-            raise CliError(reason, USAGE)
 
 
 def _watch(

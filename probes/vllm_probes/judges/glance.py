@@ -283,7 +283,7 @@ def _evidence(glance: Glance, culprits: Sequence[Standing], observed_s: float) -
 
 
 def _processes(glance: Glance, last: StacksCaptured) -> list[SeenProcess]:
-    known = {one.row.pid for one in glance.standings if one.frame is not None or one.doing != "unknown"}
+    known = {one.row.pid for one in glance.standings if one.frame is not None or one.doing in WAITS_ALONE}
     doing = {one.pid: one for one in glance.doing if one.pid in known}
     errors = {file.pid: file.error for file in last.stacks}
     return [_process(glance, row, doing.get(row.pid), errors.get(row.pid)) for row in glance.rows.values()]
@@ -300,7 +300,7 @@ def _process(glance: Glance, row: ProcessRow, doing: ProcessDoing | None, error:
         doing=doing.doing if doing else None,
         what=doing.what if doing else None,
         frame=doing.frame if doing else None,
-        motion=doing.motion if doing else None,
+        motion=doing.motion if doing and doing.frame else None,
         error=error,
         shares=[
             Share(frame=frame, doing=what, share=count / total)

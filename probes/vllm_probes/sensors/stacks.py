@@ -259,19 +259,21 @@ async def _closer(
 ) -> list[ThreadStack]:
     """The same stacks, with what one dump does not tell: whether whoever runs moves, and the operator that is called.
 
-    Raises NoStacksError.
+    Where a closer look cannot be had, on a host with far too much to do, nothing is said of it.
     """
     runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
-    moved: set[int] = set()
+    moved: set[int] | None = None
     if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
-        moved = await _moved(read, target, py_spy)
+        with suppress(NoStacksError):
+            moved = await _moved(read, target, py_spy)
     found = []
     for thread, stack, is_running in zip(read, stacks, runs, strict=True):
         if _in_operator(stack):
             found.append(await _with_operator(thread, stack, target.pid))
         elif is_running and thread.frames:
             source = await source_line(target.pid, thread.frames[0].filename, thread.frames[0].line)
-            found.append(replace(stack, moves=thread.thread_id in moved, source=source))
+            moves = None if moved is None else thread.thread_id in moved
+            found.append(replace(stack, moves=moves, source=source))
         else:
             found.append(stack)
     return found

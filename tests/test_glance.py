@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.stack_notation import thread
-from tests.test_verdict import (
+from tests.verdict_story import (
     NANOSLEEP,
     POLL,
     STEP,

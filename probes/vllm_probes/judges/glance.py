@@ -7,13 +7,13 @@ peers, may be at work, and one that sleeps again and again gets on.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 
-from vllm_probes.events import ActivitySampled, AttemptStarted, StacksCaptured, Stamp, State, VerdictChanged
+from vllm_probes.events import ActivitySampled, StacksCaptured, Stamp, VerdictChanged
 from vllm_probes.judges import verdict
 from vllm_probes.judges.culprits import Hang, Standing, find_hang, said_together, summary
 from vllm_probes.judges.doing import Doing
@@ -121,8 +121,7 @@ class Glance:
 
 def begin(stamp: Stamp) -> Glance:
     """Nothing is known."""
-    started = AttemptStarted(**stamp, command=[], levers=[], log="", shim_pid=None)
-    return Glance(stamp, verdict.Memory(moved={"start": started.mono}, is_open=True))
+    return Glance(stamp, verdict.Memory(moved={"start": stamp["mono"]}, is_open=True))
 
 
 def moved(table: FrameTable, glance: Glance, stamp: Stamp) -> Glance:
@@ -147,16 +146,16 @@ def look(
     looks = looks_at(table, event, rows, glance.looks, frozenset())
     counts = {one.standing.row.pid: switches.get(one.thread.thread_id) for one in looks}
     standings = tuple(one.standing for one in looks)
-    judged = [one for one in standings if _tells(one)]
     memory = replace(glance.memory, rows=rows, is_counted=is_counted)
-    memory, told = _judged(table, memory, event, {one.row.pid for one in judged}, serves)
-    hang = find_hang(judged, None, {}) if serves else None
+    memory, conclusions = verdict.step(table, memory, event, "serving" if serves else "starting", None)
+    verdicts = [one for one in conclusions if isinstance(one, VerdictChanged)]
+    hang = find_hang(standings, None, {}) if serves else None
     threads = {str(one.standing.row.pid): one.thread for one in looks}
     before = {str(pid): one.thread for pid, one in glance.looks.items()}
     return replace(
         glance,
         memory=memory,
-        told=told or glance.told,
+        told=verdicts[-1] if verdicts else glance.told,
         rows=rows,
         last=event,
         serves=serves,
@@ -172,18 +171,8 @@ def look(
 
 
 def _tells(standing: Standing) -> bool:
-    """It has a stack, or needs none: what is no Python, or may not be read, is not blamed for what it waits in."""
-    return standing.frame is not None or standing.doing == "stopped"
-
-
-def _judged(
-    table: FrameTable, memory: verdict.Memory, event: StacksCaptured, pids: Set[int], serves: bool
-) -> tuple[verdict.Memory, VerdictChanged | None]:
-    told = msgspec.structs.replace(event, stacks=[file for file in event.stacks if file.pid in pids])
-    state: State = "serving" if serves else "starting"
-    memory, conclusions = verdict.step(table, memory, told, state, None)
-    verdicts = [one for one in conclusions if isinstance(one, VerdictChanged)]
-    return memory, verdicts[-1] if verdicts else None
+    """It has a stack, or needs none."""
+    return not standing.is_blind or standing.doing == "stopped"
 
 
 def _counted(
@@ -223,12 +212,12 @@ _Verdict = tuple[Health | None, str | None, list[Culprit], str, list[Evidence]]
 
 
 def _verdict(glance: Glance, observed_s: float) -> _Verdict:
-    if not any(map(_tells, glance.standings)):
-        said = "No stack could be read, so nobody can say whether it hangs: each process tells what it takes."
-        return None, None, [], said, list(_evidence(glance, (), observed_s))
     told = glance.told
     if told is not None and (told.health == "suspect" or told.health == "stalled"):
         return told.health, told.kind, told.culprits, told.summary, told.evidence
+    if not any(map(_tells, glance.standings)):
+        said = "No stack could be read, so nobody can say whether it hangs: each process tells what it takes."
+        return None, None, [], said, list(_evidence(glance, (), observed_s))
     hang = glance.hangs[-1] if glance.hangs else None
     if hang is None:
         return "ok", None, [], _calm(glance), list(_evidence(glance, (), observed_s))
@@ -283,7 +272,7 @@ def _evidence(glance: Glance, culprits: Sequence[Standing], observed_s: float) -
 
 
 def _processes(glance: Glance, last: StacksCaptured) -> list[SeenProcess]:
-    known = {one.row.pid for one in glance.standings if one.frame is not None or one.doing in WAITS_ALONE}
+    known = {one.row.pid for one in glance.standings if not one.is_blind or one.doing in WAITS_ALONE}
     doing = {one.pid: one for one in glance.doing if one.pid in known}
     errors = {file.pid: file.error for file in last.stacks}
     return [_process(glance, row, doing.get(row.pid), errors.get(row.pid)) for row in glance.rows.values()]

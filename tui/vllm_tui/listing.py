@@ -29,7 +29,7 @@ class StrangerEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     pid: int
     """Of the root of its tree."""
-    user: str | None
+    user: str
     age_s: float
     port: int | None
     model: str | None

@@ -1,7 +1,6 @@
 """Sessions that watch a run that we did not start: it is only looked at, never signalled, and its log never touched."""
 
 import os
-import pwd
 from pathlib import Path
 
 from vllm_probes.events import AttemptStarted, Stamp
@@ -41,7 +40,7 @@ def watch_run(run: Run, log: Path | None) -> SessionFolder:
     attached = Attached(
         pid=run.pid,
         start_ticks=run.start_ticks,
-        user=_other_user(run),
+        user=None if run.uid == os.getuid() else run.user,
         is_vllm=run.is_vllm,
         url=run.address.url if run.address else None,
         listens=run.listens,
@@ -82,7 +81,3 @@ def members(attached: Attached) -> Members:
 def is_there(attached: Attached) -> bool:
     """The root of its tree still runs."""
     return tree.is_same(attached.pid, attached.start_ticks)
-
-
-def _other_user(run: Run) -> str | None:
-    return None if run.user == pwd.getpwuid(os.getuid()).pw_name else run.user

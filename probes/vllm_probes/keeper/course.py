@@ -37,7 +37,8 @@ class Course:
         self._under_way: asyncio.Task[None] | None = None
         self._kill = asyncio.Event()
         self._starts_again = False
-        self._attached = folder.meta().attached
+        self.attached = folder.meta().attached
+        """The run of somebody else that is watched here; None: the session launches its own."""
         self._gate = Gate(stream, self._launch)
         self._ending = asyncio.Lock()
         self._coredumps = files.FolderWatch(folder.coredumps)
@@ -57,8 +58,8 @@ class Course:
     async def begin(self) -> None:
         """Take up the attempt that somebody has started: the first one, or that of an earlier keeper."""
         self._gate.forget()
-        if self._stream.model.attempt is None and self._attached is not None:
-            self._begin_to_watch(self._attached)
+        if self._stream.model.attempt is None and self.attached is not None:
+            self._begin_to_watch(self.attached)
         elif self._stream.model.attempt is None:
             shim_pid = await child.launched_shim(self._folder.attempt(1))
             self._stream.begin_attempt()
@@ -84,7 +85,7 @@ class Course:
         self._note_outsider()
 
     def _watch_attempt(self) -> None:
-        watch = self.watch = Watch(self._stream, self._folder, self._launch, self._rules, self._attached)
+        watch = self.watch = Watch(self._stream, self._folder, self._launch, self._rules, self.attached)
         if not self._folder.coredumps.is_dir():
             return
         loop = asyncio.get_running_loop()
@@ -113,8 +114,8 @@ class Course:
         attempt = self._stream.model.attempt
         if attempt is None:
             return
-        if self._attached is not None:
-            await self._look_for_end_of(self._attached, attempt, watch)
+        if self.attached is not None:
+            await self._look_for_end_of(self.attached, attempt, watch)
             return
         shim_pid = self._shim_pid()
         ending = read_exit(self._folder.attempt(attempt.number))

@@ -39,7 +39,6 @@ class Keeper:
         )
         launch = folder.launch()
         self._spec = launch.spec
-        self._attached = folder.meta().attached
         self._unwatched = False
         self._tasks = asyncio.TaskGroup()
         self._course = Course(self._stream, folder, launch, rules, self._start)
@@ -154,8 +153,9 @@ class Keeper:
         return CommandAnswered(**self._stream.stamp(), id=command.id, ok=ok, message=message)
 
     async def obey(self, command: commands.AnyCommand) -> tuple[bool, str]:
-        if self._attached is not None and not isinstance(command, commands.CaptureStacks):
-            return self._obey_of_watched(command, self._attached)
+        attached = self._course.attached
+        if attached is not None and not isinstance(command, commands.CaptureStacks):
+            return self._obey_of_watched(command, attached)
         match command:
             case commands.Stop():
                 return self._obey_stop(command)

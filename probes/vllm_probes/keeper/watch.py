@@ -62,7 +62,7 @@ class Watch:
             else processes.ProcessSensor(tree.parent(attached.pid), members(attached).walk)
         )
         self._endpoint = EndpointSensor()
-        self._address = address_from_url(attached.url) if attached and attached.url else None
+        self._address = address_from_url(attached.url) if attached and attached.listens and attached.url else None
         self._engine_config: Mapping[str, str] = {}
         self._looks = 0
         self._free: list[tuple[float, int]] = []

@@ -40,7 +40,9 @@ class Run:
     """When the root began, in clock ticks since boot: with the pid it names this run for ever."""
     started: float
     """Unix seconds."""
-    user: str | None
+    uid: int
+    user: str
+    """Its name; the number where it has none."""
     argv: list[str]
     """Of the root, secrets included."""
     cwd: str | None
@@ -204,7 +206,8 @@ def _run(tops: list[int]) -> Run | None:
     root, pids = tops[0], Members(tops).walk()
     start_ticks = tree.start_ticks(root)
     try:
-        started, user = psutil.Process(root).create_time(), psutil.Process(root).username()
+        process = psutil.Process(root)
+        started, uid, user = process.create_time(), process.uids().real, process.username()
     except psutil.Error:
         return None
     if start_ticks is None or root not in pids:
@@ -215,6 +218,7 @@ def _run(tops: list[int]) -> Run | None:
         pid=root,
         start_ticks=start_ticks,
         started=started,
+        uid=uid,
         user=user,
         argv=tree.command_line(root) or [tree.title(root)],
         cwd=_cwd(root),

@@ -168,7 +168,8 @@ def snapshot(
     with _told():
         chosen = choosing.choose(run, port, "snapshot", own_first=False)
         seen = snapshot.look(chosen, seconds)
-    click.echo(snapshot.as_json(seen, chosen) if as_json else snapshot.as_text(seen, chosen))
+    text = snapshot.as_json(seen, chosen) if as_json else snapshot.as_text(seen, chosen, with_shares=bool(seconds))
+    click.echo(text)
 
 
 @cli.command()

@@ -60,10 +60,10 @@ def as_json(seen: Snapshot, chosen: Chosen) -> str:
     return json_text({**who, **msgspec.to_builtins(seen)})
 
 
-def as_text(seen: Snapshot, chosen: Chosen) -> str:
+def as_text(seen: Snapshot, chosen: Chosen, *, with_shares: bool) -> str:
     """Verdict, processes, where the time went if that was asked for, and the stacks, equal ones once."""
     lines = [*_verdict_lines(seen, chosen), "", *_process_table(seen), *_error_lines(seen)]
-    if seen.look_count > 2:
+    if with_shares:
         lines += ["", f"Where they were, of {plural(seen.look_count, 'look')} in {seen.observed_s:.1f} s:"]
         lines += [line for process in seen.processes for line in _share_lines(process)]
     return "\n".join([*lines, *_stack_lines(seen)])

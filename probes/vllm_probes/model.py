@@ -30,6 +30,7 @@ from vllm_probes.events import (
     LogSampled,
     ModelRestored,
     PhaseChanged,
+    ProbeFinished,
     ProcessesSampled,
     ProgressChanged,
     SessionStarted,
@@ -74,6 +75,8 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     limit: LimitChanged | None = None
     verdict: VerdictChanged | None = None
     doing: DoingChanged | None = None
+    probe: ProbeFinished | None = None
+    """The latest."""
     gpu_before_bytes: dict[int, int] = {}
     """What each GPU had in use when this attempt began, by index."""
     arrived: dict[str, LeverChecked] = {}
@@ -199,8 +202,18 @@ def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
             shown.engines = {}  # only the latest ones are shown engine by engine
         model.rates = [*model.rates, engine_rates(model.endpoint, event)][-HISTORY_LENGTH:]
     model.endpoint = event
-    if (attempt := model.attempt) and (new := [one for one in event.own_clients if one not in attempt.own_clients]):
+    _note_own_clients(model, event.own_clients)
+
+
+def _note_own_clients(model: SessionModel, clients: list[str]) -> None:
+    if (attempt := model.attempt) and (new := [one for one in clients if one not in attempt.own_clients]):
         attempt.own_clients = [*attempt.own_clients, *new][-OWN_CLIENTS_LENGTH:]
+
+
+def _probe_finished(model: SessionModel, event: ProbeFinished) -> None:
+    if attempt := model.attempt:
+        attempt.probe = event
+    _note_own_clients(model, event.own_clients)
 
 
 def _gpus_sampled(model: SessionModel, event: GpusSampled) -> None:
@@ -271,6 +284,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     LogRecorded: _log_recorded,
     ProcessesSampled: _processes_sampled,
     EndpointSampled: _endpoint_sampled,
+    ProbeFinished: _probe_finished,
     GpusSampled: _gpus_sampled,
     GpuFaulted: _gpu_faulted,
     HostSampled: _keep("host"),

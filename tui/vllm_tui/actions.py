@@ -36,6 +36,12 @@ def may_capture(situation: Situation) -> str | None:
     return may_send(situation) or (None if situation.alive else "Nothing runs any more.")
 
 
+def may_probe(situation: Situation) -> str | None:
+    if reason := may_capture(situation):
+        return reason
+    return None if situation.model.endpoint else "No server of this session has been seen yet."
+
+
 def may_show_stacks(situation: Situation) -> str | None:
     """New ones can be taken, or there are earlier ones."""
     return None if situation.model.stacks else may_capture(situation)
@@ -105,6 +111,8 @@ class Action:
 ACTIONS: tuple[Action, ...] = (
     Action("stacks", "s", "stacks", "capture the Python stacks of every process and show them",
            "vLLM", "app.capture_stacks", 3, may_show_stacks),
+    Action("probe", "p", "probe", "ask the server for one token, beside /health and /metrics: does the engine answer?",
+           "vLLM", "app.probe", 9, may_probe),
     Action("eager", "e", "eager", "relaunch with --enforce-eager; again: without it",
            "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager"), "Relaunch: eager"),
     Action("blocking", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",

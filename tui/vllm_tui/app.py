@@ -14,7 +14,7 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vllm_probes.commands import CaptureStacks, Command, EndHolders, Relaunch, StartNow, Stop
+from vllm_probes.commands import CaptureStacks, Command, EndHolders, Probe, Relaunch, StartNow, Stop
 from vllm_probes.events import AttemptStarted, Event, ModelRestored
 from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
@@ -237,6 +237,11 @@ class VllmTui(App[AppResult]):
         page.capturing += 1
         await self._ask_keeper(CaptureStacks())
         page.capturing -= 1
+
+    @work(group="commands")
+    async def action_probe(self) -> None:
+        self.notify("Asking for one token; the answer is there within 10 s.", markup=False)
+        await self._ask_keeper(Probe())
 
     def action_toggle_lever(self, lever: str) -> None:
         levers = self.situation.levers

@@ -140,6 +140,38 @@ def doctor(command: list[str] | None, *, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("session", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), help="A server of this host, by its port, whoever started it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
+def probe(command: list[str] | None, session: str | None, *, port: int | None, as_json: bool) -> None:
+    """Ask a server for one token, beside /health and /metrics; exit code 0 if it came within 10 s, else 1."""
+    _no_command(command)
+    if session is not None and port is not None:
+        raise CliError("Name a session or a port, not both.", USAGE)
+    import asyncio
+
+    from vllm_probes.judges.probing import served
+    from vllm_probes.keeper.folder import KeeperError
+    from vllm_tui import probing
+
+    try:
+        lights = asyncio.run(probing.of_session(_probed(session)) if port is None else probing.of_port(port))
+    except probing.NotProbedError as error:
+        raise CliError(str(error)) from None
+    except KeeperError as error:
+        raise CliError(str(error), KEEPER_LOST) from None
+    click.echo(probing.as_json(lights) if as_json else probing.as_text(lights))
+    sys.exit(0 if served(lights) else 1)
+
+
+def _probed(session: str | None) -> "SessionFolder":
+    folder = _find(session)
+    _need_attachable(folder)
+    return folder
+
+
+@cli.command()
 @click.argument("session")
 @click.pass_obj
 def replay(command: list[str] | None, session: str) -> None:

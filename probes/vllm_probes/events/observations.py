@@ -12,6 +12,7 @@ from vllm_probes.rows import (
     Hold,
     LatencyWindow,
     Level,
+    Light,
     ProcessRef,
     ProcessRow,
     StackFile,
@@ -111,6 +112,16 @@ class EndpointSampled(Observation, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class ProbeFinished(Observation, frozen=True, kw_only=True):
+    """A request for one token that somebody has asked for, sent at the same time as /health and /metrics."""
+
+    url: str
+    deadline_s: float
+    lights: list[Light]
+    own_clients: list[str] = []
+    """`ip:port` of our own connections, as in `endpoint_sampled`."""
+
+
 class GpusSampled(Observation, frozen=True, kw_only=True, omit_defaults=True):
     """What differs of the GPUs since the last one, or that the driver does not answer."""
 
@@ -188,6 +199,8 @@ class ActivitySampled(Observation, frozen=True, kw_only=True):
     """Running and waiting, as the gauges say: they move with step outputs only."""
     connections: int | None = None
     """To the port of the server that are not ours. A client may keep one open without a request."""
+    probed: bool = False
+    """A probe is on its way, or got no answer and nothing has moved since."""
 
 
 class GateChanged(Observation, frozen=True, kw_only=True):

@@ -164,6 +164,8 @@ class Keeper:
                 return ends, "Ending them." if ends else "No session of yours holds it up."
             case commands.CaptureStacks():
                 return await self._obey_capture()
+            case commands.Probe():
+                return self._obey_probe()
             case _:
                 return False, "That was said before."
 
@@ -182,6 +184,14 @@ class Keeper:
         if not self._course.relaunch(command.levers, clean=command.clean):
             return False, "It is being stopped or started already; ask again when that is over."
         return True, "Starting again."
+
+    def _obey_probe(self) -> tuple[bool, str]:
+        """It takes up to ten seconds, in which this view may want something else: nobody waits for it here."""
+        watch = self._course.watch
+        if watch is None or not watch.can_probe():
+            return False, "Nothing that could be asked listens: it does not serve yet, or it is no server."
+        self._start(watch.probe())
+        return True, "Asking for one token; the answer is there within 10 s."
 
     async def _obey_capture(self) -> tuple[bool, str]:
         if self._course.watch is None:

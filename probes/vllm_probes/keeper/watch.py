@@ -14,10 +14,12 @@ from vllm_probes.events import (
     LeverChecked,
     LogRecorded,
     LogSampled,
+    ProbeFinished,
     ProcessesSampled,
     StacksCaptured,
 )
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
+from vllm_probes.judges.probing import api_key
 from vllm_probes.judges.rules import RuleSet
 from vllm_probes.keeper.folder import Launch, SessionFolder
 from vllm_probes.keeper.lookout import Lookout
@@ -26,7 +28,7 @@ from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef, ProcessRow
-from vllm_probes.sensors import disk, processes, stacks, threads
+from vllm_probes.sensors import disk, probe, processes, stacks, threads
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor
 from vllm_probes.sensors.tree import command_line
@@ -61,6 +63,7 @@ class Watch:
         self._free: list[tuple[float, int]] = []
         self._lookout = Lookout(stream)
         self._is_capturing = False
+        self._probe_clients: set[str] | None = None
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -126,7 +129,7 @@ class Watch:
     def wants_stacks(self) -> bool:
         """Tell of quiet; True: it is time to see what everybody does."""
         port = self._address.port if self._address and not self._address.uds else None
-        return self._lookout.look(port) and not self._is_capturing
+        return self._lookout.look(port, self._probe_clients) and not self._is_capturing
 
     async def capture_stacks(self, reason: str) -> StacksCaptured:
         """Stacks of every process, one file each, under `snapshots/`."""
@@ -167,6 +170,35 @@ class Watch:
             return
         sample: EndpointSampled = await self._endpoint.sample(address, self._stream.stamp())
         self._stream.publish(sample)
+
+    def can_probe(self) -> bool:
+        """It is known where the server listens, and it has not ended."""
+        return self._server_address() is not None
+
+    async def probe(self) -> None:
+        """Ask the server for one token; one that is on its way already is enough."""
+        address = self._server_address()
+        if address is None or self._probe_clients is not None:
+            return
+        clients: set[str] = set()
+        self._probe_clients = clients
+        try:
+            lights = await probe.send(address, self._api_key(), clients)
+        finally:
+            self._probe_clients = None
+        if self._stream.attempt == self._attempt.number:  # else it was another server that has answered
+            self._stream.publish(
+                ProbeFinished(
+                    **self._stream.stamp(),
+                    url=address.url,
+                    deadline_s=probe.DEADLINE_S,
+                    lights=lights,
+                    own_clients=sorted(clients),
+                )
+            )
+
+    def _api_key(self) -> str | None:
+        return next((key for argv, env in self._server_commands() if (key := api_key(argv, env))), None)
 
     def _server_address(self) -> Address | None:
         if self._attempt.ended is not None:

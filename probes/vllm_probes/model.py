@@ -36,6 +36,7 @@ from vllm_probes.events import (
     SessionStarted,
     SignalSent,
     StacksCaptured,
+    StallAnswered,
     State,
     StateChanged,
     StopRequested,
@@ -79,6 +80,7 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     """The latest."""
     gpu_before_bytes: dict[int, int] = {}
     """What each GPU had in use when this attempt began, by index."""
+    stall_answers: list[StallAnswered] = []
     arrived: dict[str, LeverChecked] = {}
     """By lever id."""
     own_clients: list[str] = []
@@ -235,6 +237,11 @@ def _signal_sent(model: SessionModel, event: SignalSent) -> None:
         attempt.signals = [*attempt.signals, event][-NOTES_LENGTH:]
 
 
+def _stall_answered(model: SessionModel, event: StallAnswered) -> None:
+    if attempt := model.attempt:
+        attempt.stall_answers = [*attempt.stall_answers, event][-NOTES_LENGTH:]
+
+
 def _state_changed(model: SessionModel, event: StateChanged) -> None:
     if attempt := model.attempt:
         attempt.state, attempt.state_reason, attempt.state_since_mono = event.state, event.reason, event.mono
@@ -294,6 +301,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     DoingChanged: _keep_on_attempt("doing"),
     DiskSampled: _keep("disk"),
     StacksCaptured: _append("stacks"),
+    StallAnswered: _stall_answered,
     LeverChecked: _lever_checked,
     FileAppeared: _append("files"),
     StopRequested: _keep_on_attempt("stop"),

@@ -229,6 +229,17 @@ class StacksCaptured(Observation, frozen=True, kw_only=True):
     stacks: list[StackFile]
 
 
+class StallAnswered(Observation, frozen=True, kw_only=True):
+    """Something that was asked for on a stall (`--on-stall`) has been done, or could not be."""
+
+    action: Literal["bundle", "exec", "exit"]
+    ok: bool = True
+    said: str
+    """A sentence."""
+    path: str | None = None
+    """Relative to the session folder: what came of it."""
+
+
 class LeverChecked(Observation, frozen=True, kw_only=True):
     """Whether a lever reached the real vLLM processes."""
 
@@ -249,7 +260,7 @@ class FileAppeared(Observation, frozen=True, kw_only=True):
 class StopRequested(Observation, frozen=True, kw_only=True):
     """Somebody asked for the end of this attempt through us."""
 
-    by: Literal["key", "relaunch", "signal", "leftovers"]
+    by: Literal["key", "relaunch", "signal", "leftovers", "stall"]
     kill: bool = False
 
 

@@ -20,7 +20,7 @@ from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import files
 from vllm_probes.sensors.shims import shim_alive
 
-Asked = Literal["key", "signal", "leftovers", "relaunch"]
+Asked = Literal["key", "signal", "leftovers", "relaunch", "stall"]
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[None]"]
 """Lets work run beside everything else; what it fails with is told, and goes no further."""
 
@@ -143,7 +143,7 @@ class Course:
 
     # --- stop and start again ---------------------------------------------------------------------------------------
 
-    def stop(self, by: Asked, *, kill: bool) -> str:
+    def stop(self, by: Asked, *, kill: bool = False) -> str:
         """Begin to stop, or stop harder what is being stopped; what to tell the user."""
         if kill:
             self._kill.set()

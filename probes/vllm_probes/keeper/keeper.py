@@ -5,6 +5,7 @@ import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from vllm_probes import __version__, commands
@@ -15,6 +16,7 @@ from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.course import Course
 from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.on_stall import OnStall
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.surroundings import Surroundings
 from vllm_probes.launch.levers import blocked, load_levers
@@ -41,6 +43,7 @@ class Keeper:
         self._tasks = asyncio.TaskGroup()
         self._course = Course(self._stream, folder, launch, rules, self._start)
         self._surroundings = Surroundings(self._stream, launch)
+        self._on_stall = OnStall(self._stream, folder, launch, self._start, partial(self._course.stop, "stall"))
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._failures: set[str] = set()
 
@@ -135,8 +138,10 @@ class Keeper:
 
     async def _look_out(self) -> None:
         """Beside the other looks: a server that hangs makes the one at its endpoint wait."""
-        if (watch := self._course.watch) and watch.wants_stacks():
-            self._start(watch.capture_stacks("quiet"))
+        if watch := self._course.watch:
+            if watch.wants_stacks():
+                self._start(watch.capture_stacks("quiet"))
+            self._on_stall.look(watch.vllm_version)
 
     async def _look_at_disk(self) -> None:
         if watch := self._course.watch:

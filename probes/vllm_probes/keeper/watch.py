@@ -59,6 +59,8 @@ class Watch:
         self._endpoint = EndpointSensor()
         self._address: Address | None = None
         self._engine_config: Mapping[str, str] = {}
+        self.vllm_version: str | None = None
+        """As it says itself in the log."""
         self._looks = 0
         self._free: list[tuple[float, int]] = []
         self._lookout = Lookout(stream)
@@ -102,6 +104,7 @@ class Watch:
     def _learn(self, event: LogRecorded) -> None:
         if url := event.fields.get("url"):
             self._address = address_from_url(url) or self._address
+        self.vllm_version = event.fields.get("version") or self.vllm_version
         if "enforce_eager" in event.fields:
             self._engine_config = event.fields
 

@@ -50,6 +50,7 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     if attempt := situation.attempt:
         yield from ending_notices(attempt, actions.may_send(situation) is None and not situation.holds)
         yield from probe_notices(situation, attempt)
+        yield from (("info", answer.said) for answer in attempt.stall_answers if answer.ok)
         yield from lever_notices(attempt)
         yield from file_notices(situation, attempt)
     yield from gpu_notices(situation)

@@ -134,15 +134,15 @@ class Watch:
         port = self._address.port if self._address and not self._address.uds else None
         return self._lookout.look(port, self._probe_clients) and not self._is_capturing
 
-    async def capture_stacks(self, reason: str) -> StacksCaptured:
-        """Stacks of every process, one file each, under `snapshots/`."""
+    async def capture_stacks(self, reason: str, *, timeout_s: float = 5.0) -> StacksCaptured:
+        """Stacks of every process, one file each, under `snapshots/`; `timeout_s` is what each may take."""
         self._is_capturing = True
         try:
-            return await self._capture_stacks(reason)
+            return await self._capture_stacks(reason, timeout_s)
         finally:
             self._is_capturing = False
 
-    async def _capture_stacks(self, reason: str) -> StacksCaptured:
+    async def _capture_stacks(self, reason: str, timeout_s: float) -> StacksCaptured:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))
@@ -151,7 +151,7 @@ class Watch:
             for row in self.rows.values()
             if row.role != "resource_tracker"
         ]
-        files = await stacks.capture(targets, folder)
+        files = await stacks.capture(targets, folder, timeout_s=timeout_s)
         captured = StacksCaptured(
             **self._stream.stamp(),
             reason=reason,

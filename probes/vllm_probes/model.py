@@ -13,6 +13,7 @@ from vllm_probes.events import (
     ENDED_STATES,
     AttemptStarted,
     CommandEnded,
+    DeadlineChanged,
     DiskSampled,
     DoingChanged,
     EndpointSampled,
@@ -75,6 +76,7 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     """What the relaunch that follows this attempt waits for."""
     limit: LimitChanged | None = None
     verdict: VerdictChanged | None = None
+    deadline: DeadlineChanged | None = None
     doing: DoingChanged | None = None
     probe: ProbeFinished | None = None
     """The latest."""
@@ -298,6 +300,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     GateChanged: _keep_on_attempt("gate"),
     LimitChanged: _keep_on_attempt("limit"),
     VerdictChanged: _keep_on_attempt("verdict"),
+    DeadlineChanged: _keep_on_attempt("deadline"),
     DoingChanged: _keep_on_attempt("doing"),
     DiskSampled: _keep("disk"),
     StacksCaptured: _append("stacks"),

@@ -17,6 +17,7 @@ from vllm_probes.events.base import (
     State,
 )
 from vllm_probes.events.conclusions import (
+    DeadlineChanged,
     DoingChanged,
     Exited,
     LimitChanged,
@@ -47,6 +48,7 @@ from vllm_probes.events.observations import (
     StacksCaptured,
     StallAnswered,
     StopRequested,
+    TimeoutsRead,
     TreeEnded,
     TroubleNoted,
 )
@@ -68,6 +70,7 @@ __all__ = [
     "CommandAnswered",
     "CommandEnded",
     "Conclusion",
+    "DeadlineChanged",
     "DiskSampled",
     "DoingChanged",
     "EndpointSampled",
@@ -98,6 +101,7 @@ __all__ = [
     "State",
     "StateChanged",
     "StopRequested",
+    "TimeoutsRead",
     "TreeEnded",
     "TroubleNoted",
     "VerdictChanged",

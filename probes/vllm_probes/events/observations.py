@@ -249,6 +249,15 @@ class LeverChecked(Observation, frozen=True, kw_only=True):
     """What showed it: `environment of Worker_TP0`, `log line 21`, …"""
 
 
+class TimeoutsRead(Observation, frozen=True, kw_only=True):
+    """The time-outs that the environment of vLLM sets; for what is missing its own defaults hold."""
+
+    seconds: dict[str, float] = {}
+    """By variable."""
+    where: str
+    """What was read: `environment of EngineCore`."""
+
+
 class FileAppeared(Observation, frozen=True, kw_only=True):
     """A file that a lever asked for is there."""
 

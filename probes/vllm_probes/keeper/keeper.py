@@ -139,8 +139,8 @@ class Keeper:
     async def _look_out(self) -> None:
         """Beside the other looks: a server that hangs makes the one at its endpoint wait."""
         if watch := self._course.watch:
-            if watch.wants_stacks():
-                self._start(watch.capture_stacks("quiet"))
+            if reason := watch.wants_stacks():
+                self._start(watch.capture_stacks(reason))
             self._on_stall.look(watch.vllm_version)
 
     async def _look_at_disk(self) -> None:

@@ -17,8 +17,10 @@ from vllm_probes.events import (
     ProbeFinished,
     ProcessesSampled,
     StacksCaptured,
+    TimeoutsRead,
 )
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
+from vllm_probes.judges.deadline import DEFAULTS_S
 from vllm_probes.judges.probing import api_key
 from vllm_probes.judges.rules import RuleSet
 from vllm_probes.keeper.folder import Launch, SessionFolder
@@ -39,6 +41,8 @@ LOG_HEAD_BYTES = 256 << 20
 LOG_SLICE_BYTES = 1 << 20
 """A flood is read in slices: 0.1 s each at the slowest, so that nobody waits long for an answer."""
 DRAIN_S = 3.0
+BEFORE_DEADLINE_S = 10.0
+"""How long before vLLM gives up stacks are taken: the work may have come some seconds before it was seen."""
 STRANGERS_EVERY = 5
 """Looks between two scans of the whole host, done only where the launcher's processes are not our descendants."""
 
@@ -66,6 +70,9 @@ class Watch:
         self._lookout = Lookout(stream)
         self._is_capturing = False
         self._probe_clients: set[str] | None = None
+        self._knows_timeouts = False
+        self._foreseen_mono: float | None = None
+        """The end of vLLM's patience before which stacks have been taken."""
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -123,16 +130,44 @@ class Watch:
         if changed or gone:
             self._stream.publish(ProcessesSampled(**self._stream.stamp(), rows=changed, gone=gone))
         self._looks += 1
+        if not self._knows_timeouts:
+            self._read_timeouts()
+
+    def _read_timeouts(self) -> None:
+        """As soon as there is an engine; where its environment cannot be read, from what our own child was given."""
+        engine = next((row for row in self.rows.values() if row.role == "engine_core"), None)
+        if engine is None:
+            return
+        self._knows_timeouts = True
+        where, environ = engine.process, processes.environ(engine.pid)
+        if not environ and not engine.foreign:
+            where, environ = "the shim", processes.environ(self._attempt.launch.shim_pid or 0)
+        if environ:
+            seconds = {name: float(environ[name]) for name in DEFAULTS_S if environ.get(name, "").isdecimal()}
+            self._stream.publish(TimeoutsRead(**self._stream.stamp(), seconds=seconds, where=f"environment of {where}"))
 
     def _strangers(self, own: set[int]) -> list[ProcessRow]:
         if self._looks % STRANGERS_EVERY:
             return [row for row in self.rows.values() if row.foreign]
         return processes.strangers(self._attempt.started, own=own)
 
-    def wants_stacks(self) -> bool:
-        """Tell of quiet; True: it is time to see what everybody does."""
+    def wants_stacks(self) -> str | None:
+        """Tell of quiet; why it is time to see what everybody does, None: it is not."""
         port = self._address.port if self._address and not self._address.uds else None
-        return self._lookout.look(port, self._probe_clients) and not self._is_capturing
+        is_quiet = self._lookout.look(port, self._probe_clients)
+        if self._is_capturing:
+            return None
+        return "deadline" if self._is_near_the_end() else "quiet" if is_quiet else None
+
+    def _is_near_the_end(self) -> bool:
+        """Once before each time at which vLLM gives up: then the evidence goes."""
+        attempt = self._stream.model.attempt
+        gives_up_mono = attempt.deadline.gives_up_mono if attempt and attempt.deadline else None
+        is_near = gives_up_mono is not None and self._stream.stamp()["mono"] >= gives_up_mono - BEFORE_DEADLINE_S
+        if not is_near or gives_up_mono == self._foreseen_mono:
+            return False
+        self._foreseen_mono = gives_up_mono
+        return True
 
     async def capture_stacks(self, reason: str, *, timeout_s: float = 5.0) -> StacksCaptured:
         """Stacks of every process, one file each, under `snapshots/`; `timeout_s` is what each may take."""

@@ -23,7 +23,12 @@ class VerdictBanner(Panel):
         title = Content.styled(f"{symbol} {verdict.health.upper()} {since(self._situation, verdict)}", f"bold {style}")
         kind = Content.styled((verdict.kind or "").replace("_", " "), style)
         head = hanging(Content("   "), Content.styled(printable(verdict.summary), f"bold {style}"), width)
-        return [rule(joined([title, kind]), width), *head, *evidence_rows(verdict, width)]
+        return [
+            rule(joined([title, kind]), width),
+            *head,
+            *evidence_rows(verdict, width),
+            *deadline_rows(self._situation),
+        ]
 
 
 def since(situation: Situation, verdict: VerdictChanged) -> str:
@@ -34,6 +39,15 @@ def since(situation: Situation, verdict: VerdictChanged) -> str:
     ended = attempt.ended if attempt else None
     now_mono = situation.now if ended is None else ended.mono
     return duration(now_mono - verdict.mono + verdict.time - verdict.since)
+
+
+def deadline_rows(situation: Situation) -> list[Content]:
+    """`vLLM gives up in 4:46`, while a time-out of its own runs."""
+    deadline = situation.attempt.deadline if situation.attempt else None
+    if deadline is None or deadline.gives_up_mono is None or deadline.gives_up_mono <= situation.now:
+        return []
+    left = duration(deadline.gives_up_mono - situation.now)
+    return [Content.assemble("   vLLM gives up in ", (left, "bold"), (f" ({deadline.name})", "dim"))]
 
 
 def evidence_rows(verdict: VerdictChanged, width: int) -> list[Content]:

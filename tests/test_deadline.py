@@ -34,14 +34,14 @@ NAMES: dict[int, tuple[str, Any, int]] = {
 
 
 class Story:
-    """A run with these processes, which started at second 10 and one second after each other."""
+    """A run whose processes are seen at second 20."""
 
     def __init__(self, *pids: int, state: State | None = "serving", seconds: dict[str, float] | None = None) -> None:
         self.memory, self.state, self.told = Memory(), state, list[DeadlineChanged]()
         self.say(AttemptStarted, 0, command=["x"], levers=[], log="l", shim_pid=9)
         rows = [
-            ProcessRow(pid=pid, parent_pid=parent, started=EPOCH + 10 + index, process=name, role=role)
-            for index, pid in enumerate(pids)
+            ProcessRow(pid=pid, parent_pid=parent, started=EPOCH + 10, process=name, role=role)
+            for pid in pids
             for name, role, parent in [NAMES[pid]]
         ]
         self.say(ProcessesSampled, 20, rows=rows)
@@ -116,7 +116,7 @@ def test_before_the_environment_was_read_nothing_is_known() -> None:
 @pytest.mark.parametrize(
     ("pids", "last"),
     [
-        ((1, 5, 6, 2, 3), (ENGINE_READY, 611.0)),  # from the start of the first
+        ((1, 5, 6, 2, 3), (ENGINE_READY, 620.0)),
         ((1, 2, 3), (None, None)),  # a single one waits for ever
         ((7, 8), (None, None)),
     ],
@@ -124,9 +124,11 @@ def test_before_the_environment_was_read_nothing_is_known() -> None:
 def test_a_start(pids: tuple[int, ...], last: tuple[str | None, float | None]) -> None:
     story = Story(*pids, state="loading")
     assert story.last == last
-    story.state = "idle"
-    story.say(ProcessesSampled, 30)
-    assert story.last == (None, None)
+    for over in ("idle", "crashed"):
+        ended = Story(*pids, state="loading")
+        ended.state = over  # type: ignore[assignment]
+        ended.say(ProcessesSampled, 30)
+        assert ended.last == (None, None)
 
 
 @pytest.mark.parametrize(

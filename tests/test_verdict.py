@@ -18,10 +18,7 @@ from tests.verdict_story import (
     in_all_reduce,
     in_lock,
 )
-from vllm_probes.events import (
-    LogRecorded,
-    StacksCaptured,
-)
+from vllm_probes.events import ActivitySampled, LogRecorded, StacksCaptured
 from vllm_probes.rows import GpuProcess, GpuRow, StackFile
 
 

@@ -3,8 +3,8 @@
 Facts of vLLM 0.32. The engine waits VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS for the workers' answer to one step
 (v1/executor/multiproc_executor.py); without worker processes there is no such time-out (uniproc_executor.py), and an
 engine or front end that hangs itself has none either. API servers of their own (`--api-server-count`, data parallel)
-wait VLLM_ENGINE_READY_TIMEOUT_S for the engine from their start on (v1/engine/core_client.py); a single one starts the
-engine itself and waits for ever (`wait_for_engine_startup`, v1/engine/utils.py).
+wait VLLM_ENGINE_READY_TIMEOUT_S for the engine (v1/engine/core_client.py); a single one starts the engine itself and
+waits for ever (`wait_for_engine_startup`, v1/engine/utils.py).
 """
 
 from collections.abc import Collection, Mapping
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from vllm_probes.events import (
+    ENDED_STATES,
     SERVER_STATES,
     AttemptStarted,
     CommandEnded,
@@ -52,7 +53,8 @@ class Memory:
     seconds: Mapping[str, float] | None = None
     """None: nobody has read the environment of vLLM yet."""
     rows: Mapping[int, ProcessRow] = field(default_factory=dict)
-    started_mono: Mapping[int, float] = field(default_factory=dict)
+    serving_mono: Mapping[int, float] = field(default_factory=dict)
+    """When each API server was first seen under its title: it takes that right before it begins to wait (measured)."""
     verdict: VerdictChanged | None = None
     told: Deadline | None = None
     is_open: bool = False
@@ -92,22 +94,22 @@ def _learn(memory: Memory, event: Event) -> Memory:
             return replace(memory, seconds={**DEFAULTS_S, **event.seconds})
         case ProcessesSampled():
             rows = {pid: row for pid, row in memory.rows.items() if pid not in event.gone}
-            started = {row.pid: event.mono - (event.time - row.started) for row in event.rows}
             rows |= {row.pid: row for row in event.rows}
-            return replace(memory, rows=rows, started_mono=started | dict(memory.started_mono))
+            new = {row.pid: event.mono for row in event.rows if row.role == "api_server"}
+            return replace(memory, rows=rows, serving_mono=new | dict(memory.serving_mono))
         case _:
             return memory
 
 
 def _find(memory: Memory, state: State | None) -> Deadline | None:
-    if memory.seconds is None:
+    if memory.seconds is None or state in ENDED_STATES:
         return None
     if state in SERVER_STATES:
         since_mono = _step_began_mono(memory)
         return (
             None if since_mono is None else Deadline(EXECUTE_MODEL, since_mono + memory.seconds[EXECUTE_MODEL], _STEP)
         )
-    waiting = [memory.started_mono[row.pid] for row in memory.rows.values() if _waits_for_engine(row, memory.rows)]
+    waiting = [memory.serving_mono[row.pid] for row in memory.rows.values() if _waits_for_engine(row, memory.rows)]
     return Deadline(ENGINE_READY, min(waiting) + memory.seconds[ENGINE_READY], _START) if waiting else None
 
 

@@ -114,7 +114,7 @@ class OnStall:
 
     def _exit(self, attempt: AttemptModel) -> None:
         """Unless it moves again by now, or somebody else has ended it."""
-        if attempt.verdict is None or attempt.verdict.health != "stalled":
+        if attempt.verdict is None or attempt.verdict.health == "ok":
             self._tell("exit", "It is not stopped: it moves again.")
         elif attempt.stop is None and attempt.ended is None:
             self._tell("exit", "It is stopped because it is stalled.")

@@ -71,7 +71,7 @@ class Story:
 def test_a_step_that_hangs_ends_five_minutes_after_the_last_progress() -> None:
     story = Story(1, 2, 3, 4).judge(108, "suspect", 4)
     assert story.last == (EXECUTE_MODEL, 400.0)
-    assert story.told[-1].what == "the engine gives up on its workers and ends"
+    assert story.told[-1].what == "the engine ends, as its workers have not answered"
     story.judge(112, "stalled", 4, since=100.001)
     story.judge(115, "stalled", 3, since=99.999)
     assert len(story.told) == 1

@@ -34,8 +34,8 @@ DEFAULTS_S = {EXECUTE_MODEL: 300.0, ENGINE_READY: 600.0}
 SAME_S = 1.0
 _NO_ANSWER_IS_AWAITED = frozenset(("engine_stuck", "frontend_stuck", "unknown"))
 """Kinds of hang in which the engine does not wait for workers."""
-_STEP = "the engine gives up on its workers and ends"
-_START = "the API servers give up on the engine and end"
+_STEP = "the engine ends, as its workers have not answered"
+_START = "the API servers end, as the engine is not ready"
 
 
 class Deadline(NamedTuple):
@@ -105,12 +105,13 @@ def _find(memory: Memory, state: State | None) -> Deadline | None:
     if memory.seconds is None or state in ENDED_STATES:
         return None
     if state in SERVER_STATES:
-        since_mono = _step_began_mono(memory)
-        return (
-            None if since_mono is None else Deadline(EXECUTE_MODEL, since_mono + memory.seconds[EXECUTE_MODEL], _STEP)
-        )
-    waiting = [memory.serving_mono[row.pid] for row in memory.rows.values() if _waits_for_engine(row, memory.rows)]
-    return Deadline(ENGINE_READY, min(waiting) + memory.seconds[ENGINE_READY], _START) if waiting else None
+        return _deadline(memory.seconds, EXECUTE_MODEL, _step_began_mono(memory), _STEP)
+    waiting = (memory.serving_mono[row.pid] for row in memory.rows.values() if _waits_for_engine(row, memory.rows))
+    return _deadline(memory.seconds, ENGINE_READY, min(waiting, default=None), _START)
+
+
+def _deadline(seconds: Mapping[str, float], name: str, since_mono: float | None, what: str) -> Deadline | None:
+    return None if since_mono is None else Deadline(name, since_mono + seconds[name], what)
 
 
 def _step_began_mono(memory: Memory) -> float | None:

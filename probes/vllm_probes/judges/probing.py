@@ -54,6 +54,6 @@ def _of_status(status: int) -> str:
 
 
 def _names(lights: Sequence[Light]) -> str:
-    """`/health no answer within 10 s, the request …`."""
+    """`/health: no answer within 10 s, the request: answered 500`."""
     names = {"health": "/health", "metrics": "/metrics", "probe": "the request"}
     return ", ".join(f"{names[light.name]}: {light.said}" for light in lights)

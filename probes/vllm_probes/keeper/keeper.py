@@ -196,7 +196,7 @@ class Keeper:
         if watch is None or not watch.can_probe():
             return False, "Nothing that could be asked listens: it does not serve yet, or it is no server."
         self._start(watch.probe())
-        return True, "Asking for one token; the answer is there within 10 s."
+        return True, "Asking."
 
     async def _obey_capture(self) -> tuple[bool, str]:
         if self._course.watch is None:

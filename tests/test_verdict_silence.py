@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.stack_notation import thread
 from tests.verdict_story import (
@@ -20,6 +21,7 @@ from tests.verdict_story import (
 )
 from vllm_probes.events import (
     ActivitySampled,
+    AttemptStarted,
     ProcessesSampled,
     StacksCaptured,
     State,
@@ -28,7 +30,7 @@ from vllm_probes.events import (
 )
 from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.verdict import STALLED_S
-from vllm_probes.rows import ProcessRow, StackFile, ThreadStack
+from vllm_probes.rows import DebugSetting, ProcessRow, StackFile, ThreadStack
 
 Stack = Callable[[], ThreadStack]
 
@@ -187,6 +189,26 @@ def test_the_hang_is_the_first_finding_of_the_end() -> None:
     told = Story().looks(engine_waits(), in_all_reduce(), in_lock()).told[-1]
     finding = hang_finding(told, "attempt-1.log")
     assert (finding.rule, finding.file, finding.line) == ("hang", "s/11.json", told.summary)
+
+
+def test_a_debugger_that_stops_a_process_is_meant_to() -> None:
+    story = Story()
+    story.rows[-1] = replace(story.rows[-1], state="t")
+    story.say(ProcessesSampled, 2, rows=story.rows)
+    story.looks(engine_waits(), in_all_reduce(), unread("t"))
+    assert [(one.health, one.kind) for one in story.told] == [("suspect", "process_stopped")]
+
+
+def test_a_setting_that_makes_it_slow_takes_patience() -> None:
+    story = Story()
+    slow = DebugSetting(setting="CUDA_LAUNCH_BLOCKING=1", origin="typed", cost="slower", patience=3)
+    story.say(AttemptStarted, 1, command=["x"], levers=[], log="l", shim_pid=9, debug_settings=[slow])
+    story.say(ProcessesSampled, 2, rows=story.rows)
+    story.looks(engine_waits(), in_all_reduce(), in_lock())
+    assert story.told == []
+    for at in (115, 118, 121, 124, 127):
+        story.look(at, engine_waits(), in_all_reduce(), in_lock())
+    assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 15.0), ("stalled", 24.0)]
 
 
 def test_a_gap_between_looks_is_no_silence() -> None:

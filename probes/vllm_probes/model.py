@@ -76,6 +76,8 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     """What the relaunch that follows this attempt waits for."""
     limit: LimitChanged | None = None
     verdict: VerdictChanged | None = None
+    hang: list[VerdictChanged] = []
+    """The first `suspect` and the first `stalled` since things last moved."""
     deadline: DeadlineChanged | None = None
     doing: DoingChanged | None = None
     probe: ProbeFinished | None = None
@@ -259,6 +261,14 @@ def _lever_checked(model: SessionModel, event: LeverChecked) -> None:
         attempt.arrived[event.lever] = event
 
 
+def _verdict_changed(model: SessionModel, event: VerdictChanged) -> None:
+    if attempt := model.attempt:
+        attempt.verdict = event
+        before = [] if event.health == "ok" else attempt.hang
+        is_new = event.health in ("suspect", "stalled") and all(one.health != event.health for one in before)
+        attempt.hang = [*before, event] if is_new else before
+
+
 def _keep_on_attempt(field: str) -> Callable[[SessionModel, Any], None]:
     def handler(model: SessionModel, event: Event) -> None:
         if model.attempt:
@@ -299,7 +309,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     HostSampled: _keep("host"),
     GateChanged: _keep_on_attempt("gate"),
     LimitChanged: _keep_on_attempt("limit"),
-    VerdictChanged: _keep_on_attempt("verdict"),
+    VerdictChanged: _verdict_changed,
     DeadlineChanged: _keep_on_attempt("deadline"),
     DoingChanged: _keep_on_attempt("doing"),
     DiskSampled: _keep("disk"),

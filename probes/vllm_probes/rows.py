@@ -31,6 +31,8 @@ class DebugSetting(Row, frozen=True, kw_only=True):
     """As one would type it: `--enforce-eager` or `NCCL_DEBUG=INFO`."""
     origin: Literal["lever", "typed", "inherited"]
     cost: str
+    patience: float = 1.0
+    """How many times longer a healthy step may take with it."""
 
 
 class ProcessRow(Row, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
+    from vllm_tui.alarm import Notify
 
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
 
@@ -66,11 +67,18 @@ def cli() -> None:
     """
 
 
-_on_stall = click.option(
+_ON_STALL = click.option(
     "--on-stall",
     multiple=True,
     metavar="bundle|exec=CMD|exit",
     help="On a stall save the evidence, run CMD with the verdict on its standard input, stop it (exit code 3).",
+)
+_NOTIFY = click.option(
+    "--notify",
+    type=click.Choice(["bell", "osc9", "off"]),
+    default="bell",
+    show_default=True,
+    help="How a stalled verdict calls you: the terminal's bell, a notification of the desktop, or not at all.",
 )
 
 
@@ -78,9 +86,10 @@ _on_stall = click.option(
 @click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
 @click.option("--name", help="What the session is called; else time and command.")
 @click.option("--levers", default="", metavar="A,B", help="Debug settings to launch with: eager, launch-blocking, …")
-@_on_stall
+@_ON_STALL
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
 @click.option("--bare", is_flag=True, help="Add nothing of our own to the environment of the command.")
+@_NOTIFY
 @click.pass_obj
 def run(
     command: list[str] | None,
@@ -91,6 +100,7 @@ def run(
     on_stall: tuple[str, ...],
     readonly: bool,
     bare: bool,
+    notify: "Notify",
 ) -> None:
     """Launch the command behind -- and watch it (`run` may be left out)."""
     if not command:
@@ -98,20 +108,21 @@ def run(
     if not headless:
         _need_terminal()
     folder = launch(command, name, [lever for lever in levers.split(",") if lever], bare, on_stall)
-    _watch(folder, headless=headless, readonly=readonly, with_code=True)
+    _watch(folder, headless=headless, readonly=readonly, with_code=True, notify=notify)
 
 
 @cli.command()
 @click.argument("session", required=False)
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
+@_NOTIFY
 @click.pass_obj
-def attach(command: list[str] | None, session: str | None, *, readonly: bool) -> None:
+def attach(command: list[str] | None, session: str | None, *, readonly: bool, notify: "Notify") -> None:
     """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
     _no_command(command)
     _need_terminal()
     folder = _find(session)
     _need_attachable(folder)
-    _watch(folder, headless=False, readonly=readonly, with_code=False)
+    _watch(folder, headless=False, readonly=readonly, with_code=False, notify=notify)
 
 
 @cli.command()
@@ -193,7 +204,7 @@ def replay(command: list[str] | None, session: str) -> None:
 
 @cli.command()
 @click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
-@_on_stall
+@_ON_STALL
 @click.pass_obj
 def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]) -> None:
     """Watch a self-contained incident: real processes that serve, and then hang in one worker."""
@@ -244,12 +255,17 @@ def _need_attachable(folder: "SessionFolder") -> None:
         raise CliError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
 
 
-def _watch(folder: "SessionFolder", *, headless: bool, readonly: bool, with_code: bool) -> None:
+def _watch(
+    folder: "SessionFolder", *, headless: bool, readonly: bool, with_code: bool, notify: "Notify" = "bell"
+) -> None:
     """Show a session until the view closes, then leave with the exit code that it deserves."""
     from vllm_probes.keeper.folder import KeeperError
 
     try:
-        code = _watch_headless(folder) if headless else _watch_app(folder, readonly=readonly, with_code=with_code)
+        if headless:
+            code = _watch_headless(folder)
+        else:
+            code = _watch_app(folder, readonly=readonly, with_code=with_code, notify=notify)
     except KeeperError as error:
         raise CliError(str(error), KEEPER_LOST) from None
     except KeyboardInterrupt:
@@ -272,7 +288,7 @@ def _watch_headless(folder: "SessionFolder") -> int:
     return closing.exit_code(model.attempt)
 
 
-def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> int:
+def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool, notify: "Notify") -> int:
     from vllm_probes.commands import OTHER_VERSION
     from vllm_probes.keeper.folder import KeeperError
     from vllm_tui import closing
@@ -280,7 +296,7 @@ def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> i
     from vllm_tui.live import LiveSource
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path).run()
+    result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path, notify=notify).run()
     if result is None:
         return KEEPER_LOST
     if result.leaving == "refused":

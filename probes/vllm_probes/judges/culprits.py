@@ -57,7 +57,7 @@ class Hang:
     culprits: tuple[Standing, ...] = ()
     waiting: tuple[Standing, ...] = ()
     is_guess: bool = False
-    """It rests on the CPU that processes use: their stacks cannot be read."""
+    """It rests on the CPU that processes use, since their stacks cannot be read; or a debugger is what stops them."""
 
 
 def find_hang(
@@ -72,7 +72,8 @@ def find_hang(
     nobody can tell. `working`: pids of those that use a core.
     """
     if stopped := _of(standings, lambda one: one.doing == "stopped"):
-        return Hang("process_stopped", stopped, _without(standings, stopped))
+        is_debugged = all(one.row.state[:1] == "t" for one in stopped)
+        return Hang("process_stopped", stopped, _without(standings, stopped), is_guess=is_debugged)
     sighted = _of(standings, lambda one: not one.is_blind)
     found = _among_workers(sighted, gpus_idle)
     if found is None or not found.culprits:

@@ -75,6 +75,8 @@ class Memory:
     cards: Mapping[int, GpuCard] = field(default_factory=dict)
     gpus: Mapping[int, GpuRow] = field(default_factory=dict)
     """As they were told last; empty while the driver does not answer."""
+    patience: float = 1.0
+    """How many times longer everything may take, since a debug setting makes it slow."""
     moved: Mapping[str, float] = field(default_factory=dict)
     pending: bool = True
     is_counted: bool = False
@@ -114,7 +116,7 @@ def step(table: FrameTable, memory: Memory, event: Event, state: State | None, p
 def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, phase: str | None) -> Result:
     match event:
         case AttemptStarted():
-            return Memory(cards=memory.cards, gpus=memory.gpus, moved={"start": event.mono}, is_open=True), []
+            return _attempt_started(memory, event), []
         case StopRequested():
             return replace(memory, is_open=False), []
         case ProcessesSampled():
@@ -131,6 +133,12 @@ def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, 
             return _stacks_captured(table, memory, event, state, phase)
         case _:
             return memory, []
+
+
+def _attempt_started(memory: Memory, event: AttemptStarted) -> Memory:
+    patience = max((setting.patience for setting in event.debug_settings), default=1.0)
+    moved = {"start": event.mono}
+    return Memory(cards=memory.cards, gpus=memory.gpus, moved=moved, patience=patience, is_open=True)
 
 
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Memory:
@@ -193,7 +201,7 @@ def _judged(memory: Memory, event: StacksCaptured, scene: Scene, state: State | 
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", stage)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
     memory = replace(memory, suspicion=suspicion)
-    held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S)
+    held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S) / memory.patience
     if gets_on(hang, scene, held_s, stage):
         return _tell(memory, event, None, (), "ok", stage)
     health = _health(suspicion, held_s, stage, is_sure=not hang.is_guess)

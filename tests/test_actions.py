@@ -70,7 +70,7 @@ def test_nothing_is_changed_without_a_keeper_that_takes_commands(action_id: str,
 def test_what_needs_a_running_vllm_says_so() -> None:
     ended = situation(ended=True)
     blocked = [action.id for action in actions.ACTIONS if action.group != "Replay" and action.reason(ended)]
-    assert blocked == ["stacks", "stop", "detach"]
+    assert blocked == ["stacks", "probe", "stop", "detach"]
 
 
 def test_a_blocked_lever_says_why_but_can_be_taken_off() -> None:

@@ -60,6 +60,8 @@ def test_found_by_name_by_beginning_and_by_folder() -> None:
 
 
 def test_what_cannot_be_found_is_said() -> None:
+    with pytest.raises(FolderError, match="No session is running"):
+        folders.find(None)
     with pytest.raises(FolderError, match="no session called 'nothing'"):
         folders.find("nothing")
     create("twin-1")
@@ -121,11 +123,12 @@ def test_what_belongs_to_others_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(folders.sessions()) == []
 
 
-def test_a_session_of_another_host_or_boot_does_not_live_here(state: Path) -> None:
+def test_a_session_of_another_host_or_boot_is_never_the_one_that_is_meant(state: Path) -> None:
     meta = create("other").path / "meta.json"
     meta.write_text(meta.read_text().replace(folders.boot_id(), "another-boot"))
     (meta.parent / "attempt-1.log").touch()
-    assert folders.live_sessions() == []
+    with pytest.raises(FolderError, match="No session is running"):
+        folders.find(None)
 
 
 def test_looking_for_a_keeper_leaves_nothing_behind() -> None:
@@ -142,7 +145,7 @@ def test_a_tree_that_outlives_its_command_keeps_its_session(
     shim = start_attempt(spec, folder.attempt(1))
     wait_for(lambda: read_exit(folder.attempt(1)))
     assert not folder.is_over()
-    assert [one.path for one in folders.live_sessions()] == [folder.path]
+    assert folders.find(None).path == folder.path
     (tmp_path / "link").symlink_to(state)
     assert not SessionFolder(tmp_path / "link" / "sessions" / "outlived").is_over()
     for pid in tree.descendants(shim.pid):

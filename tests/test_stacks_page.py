@@ -244,5 +244,5 @@ async def test_a_page_of_stacks_goes_from_process_to_process(script: Script, tmp
         await until(pilot, lambda: screen_text(app).splitlines()[2].startswith(" Worker_TP0"))
         await pilot.press("n", "n")
         await until(pilot, lambda: screen_text(app).splitlines()[2].startswith(" Worker_TP2"))
-        await pilot.press("p")
+        await pilot.press("N")
         await until(pilot, lambda: screen_text(app).splitlines()[2].startswith(" Worker_TP1"))

@@ -18,10 +18,7 @@ from tests.verdict_story import (
     in_all_reduce,
     in_lock,
 )
-from vllm_probes.events import (
-    LogRecorded,
-    StacksCaptured,
-)
+from vllm_probes.events import ActivitySampled, LogRecorded, StacksCaptured
 from vllm_probes.rows import GpuProcess, GpuRow, StackFile
 
 
@@ -73,6 +70,14 @@ def test_no_work_no_verdict() -> None:
     for at in (103, 106, 109):
         story.look(at, engine_waits(), in_all_reduce(), in_lock())
     assert story.told == []
+
+
+def test_a_probe_is_work() -> None:
+    story = Story(state="idle")
+    story.say(ActivitySampled, 103, moved={"tokens": 50, "work": 100}, requests=0, connections=0, probed=True)
+    for at in (103, 106, 109):
+        story.look(at, engine_waits(), in_all_reduce(), in_lock())
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "lock")])
 
 
 def test_a_rank_that_left_by_an_exception_is_named_though_it_waits_for_work() -> None:

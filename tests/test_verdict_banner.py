@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.ui_source import SIZES, START_MONO, Script, running, screen_text, serving, shows, until
-from vllm_probes.events import VerdictChanged
+from vllm_probes.events import DeadlineChanged, VerdictChanged
 from vllm_probes.model import SessionModel
 from vllm_probes.rows import Culprit, Evidence
 
@@ -49,6 +49,19 @@ async def test_a_suspicion_looks_different(tmp_path: Path) -> None:
     source.play(stalled(script, 55, health="suspect", culprits=[], summary="All wait.", evidence=[]))
     async with running(source, tmp_path, now=60) as (app, pilot):
         await shows(app, pilot, "▲ SUSPECT 14 s", "All wait.")
+
+
+async def test_vllm_s_own_patience_is_counted_down(tmp_path: Path) -> None:
+    script = Script()
+    source = serving(script, tmp_path)
+    name = "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS"
+    gives_up_mono = script.stamp(346.5)["mono"]
+    deadline = DeadlineChanged(**script.stamp(55), name=name, gives_up_mono=gives_up_mono, what="it ends")
+    source.play(stalled(script, 55), deadline)
+    async with running(source, tmp_path, now=60) as (app, pilot):
+        await shows(app, pilot, f"vLLM gives up in 4:46: it ends ({name})")
+        source.play(DeadlineChanged(**script.stamp(61)))
+        await until(pilot, lambda: "gives up" not in screen_text(app))
 
 
 async def test_it_stays_when_the_run_has_ended(tmp_path: Path) -> None:

@@ -144,6 +144,20 @@ class LatencyWindow(Row, frozen=True, kw_only=True):
     """End of the lowest bucket: a quantile up to there is only known to be no longer (of `queue` 0.3 s in 0.32)."""
 
 
+class Light(Row, frozen=True, kw_only=True):
+    """What one of the three questions of a probe came to."""
+
+    name: Literal["health", "metrics", "probe"]
+    """`probe`: the request for one token."""
+    outcome: Literal["ok", "failed", "timeout", "refused"]
+    """`failed`: an answer that is none of success, or a connection that broke."""
+    status: int | None = None
+    """HTTP status; None: no answer."""
+    latency_s: float | None = None
+    said: str = ""
+    """A few words; secrets removed."""
+
+
 class Evidence(Row, frozen=True, kw_only=True):
     """One reason for a conclusion: what was looked at, and what it was."""
 

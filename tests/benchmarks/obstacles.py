@@ -124,7 +124,8 @@ class _Hub(BaseHTTPRequestHandler):
         files = sorted(path.name for path in self.model.iterdir()) if self.model else ["config.json"]
         is_tree = "/tree/" in self.path
         rows = [{"type": "file", "path": name, "size": 1, "oid": ETAG} for name in files]
-        answer = rows if is_tree else {"sha": REVISION, "siblings": [{"rfilename": name} for name in files]}
+        siblings = [{"rfilename": name} for name in files]
+        answer = rows if is_tree else {"id": REPOSITORY, "sha": REVISION, "siblings": siblings}
         body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")

@@ -49,6 +49,12 @@ def may_capture(situation: Situation) -> str | None:
     return may_send(situation) or (None if situation.alive else "Nothing runs any more.")
 
 
+def may_probe(situation: Situation) -> str | None:
+    if reason := may_capture(situation):
+        return reason
+    return None if situation.model.endpoint else "No server of this session has been seen yet."
+
+
 def may_show_stacks(situation: Situation) -> str | None:
     """New ones can be taken, or there are earlier ones."""
     return None if situation.model.stacks else may_capture(situation)
@@ -124,6 +130,8 @@ class Action:
 ACTIONS: tuple[Action, ...] = (
     Action("stacks", "s", "stacks", "capture the Python stacks of every process and show them",
            "vLLM", "app.capture_stacks", 3, may_show_stacks),
+    Action("probe", "p", "probe", "ask the server for one token, beside /health and /metrics: does the engine answer?",
+           "vLLM", "app.probe", 9, may_probe),
     Action("eager", "e", "eager", "relaunch with --enforce-eager; again: without it",
            "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager"), "Relaunch: eager"),
     Action("blocking", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
@@ -182,7 +190,7 @@ ACTIONS: tuple[Action, ...] = (
            "Stacks page", "screen.older(-1)", title="Stacks: newer"),
     Action("stacks-next", "n", "next part", "go to the next process or tree",
            "Stacks page", "screen.next_part(False)", title="Stacks: next part"),
-    Action("stacks-previous", "p,N", "part before", "go to the process or tree before",
+    Action("stacks-previous", "N", "part before", "go to the process or tree before",
            "Stacks page", "screen.next_part(True)", title="Stacks: part before"),
     Action("stacks-copy", "y", "copy", "copy what is shown to the clipboard",
            "Stacks page", "screen.copy", title="Stacks: copy"),

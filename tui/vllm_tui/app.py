@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +13,12 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vllm_probes.commands import CaptureStacks, Command, EndHolders, Relaunch, StartNow, Stop, StopWatching
+from vllm_probes.commands import CaptureStacks, Command, EndHolders, Probe, Relaunch, StartNow, Stop, StopWatching
 from vllm_probes.events import AttemptStarted, Event, ModelRestored
 from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
 from vllm_tui.alarm import Alarm, Notify
+from vllm_tui.leaving import AppResult, Leaving
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.screens import questions
 from vllm_tui.screens.dialog import Question
@@ -37,16 +37,6 @@ TICKS_BETWEEN_PAINTS = 3
 RECONNECT_PAUSE_S = 1.0
 FIRST_TRIES = 5
 """A keeper that has just been started is not missed before."""
-
-Leaving = Literal["stopped", "left_running", "ended", "keeper_lost", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class AppResult:
-    """How the app was left, and the last that was known."""
-
-    leaving: Leaving
-    model: SessionModel
 
 
 class VllmTui(App[AppResult]):
@@ -245,6 +235,10 @@ class VllmTui(App[AppResult]):
         page.capturing += 1
         await self._ask_keeper(CaptureStacks())
         page.capturing -= 1
+
+    def action_probe(self) -> None:
+        self.notify("Asking for one token; the answer is there within 10 s.", markup=False)
+        self._send(Probe())
 
     def action_toggle_lever(self, lever: str) -> None:
         levers = self.situation.levers

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from vllm_probes import __version__
-from vllm_tui.errors import INTERRUPTED, KEEPER_LOST, USAGE, CliError
+from vllm_tui.launching import launch
+from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
@@ -70,6 +71,12 @@ def cli() -> None:
     """
 
 
+_ON_STALL = click.option(
+    "--on-stall",
+    multiple=True,
+    metavar="bundle|exec=CMD|exit",
+    help="On a stall save the evidence, run CMD with the verdict on its standard input, stop it (exit code 3).",
+)
 _NOTIFY = click.option(
     "--notify",
     type=click.Choice(["bell", "osc9", "off"]),
@@ -83,6 +90,7 @@ _NOTIFY = click.option(
 @click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
 @click.option("--name", help="What the session is called; else time and command.")
 @click.option("--levers", default="", metavar="A,B", help="Debug settings to launch with: eager, launch-blocking, …")
+@_ON_STALL
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
 @click.option("--bare", is_flag=True, help="Add nothing of our own to the environment of the command.")
 @_NOTIFY
@@ -93,6 +101,7 @@ def run(
     headless: bool,
     name: str | None,
     levers: str,
+    on_stall: tuple[str, ...],
     readonly: bool,
     bare: bool,
     notify: "Notify",
@@ -102,9 +111,7 @@ def run(
         raise CliError("No command. Write it behind --: vllm-tui -- vllm serve MODEL", USAGE)
     if not headless:
         _need_terminal()
-    from vllm_tui.launching import launch
-
-    folder = launch(command, name, [lever for lever in levers.split(",") if lever], bare)
+    folder = launch(command, name, [lever for lever in levers.split(",") if lever], bare, on_stall)
     _watch(folder, headless=headless, readonly=readonly, with_code=True, notify=notify)
 
 
@@ -191,6 +198,41 @@ def doctor(command: list[str] | None, *, as_json: bool) -> None:
 
 
 @cli.command()
+@click.argument("session", required=False)
+@click.option("--port", type=PORT, help="A server of this host, by its port, whoever started it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
+def probe(command: list[str] | None, session: str | None, *, port: int | None, as_json: bool) -> None:
+    """Ask a server for one token, beside /health and /metrics; exit code 0 if it came within 10 s, else 1."""
+    _no_command(command)
+    if session is not None and port is not None:
+        raise CliError("Name a session or a port, not both.", USAGE)
+    import asyncio
+
+    from vllm_probes.judges.probing import served
+    from vllm_probes.keeper.folder import KeeperError
+    from vllm_tui import probing
+
+    try:
+        lights = asyncio.run(probing.of_session(_probed(session)) if port is None else probing.of_port(port))
+    except probing.NotProbedError as error:
+        raise CliError(str(error)) from None
+    except KeeperError as error:
+        raise CliError(str(error), KEEPER_LOST) from None
+    click.echo(probing.as_json(lights) if as_json else probing.as_text(lights))
+    sys.exit(0 if served(lights) else 1)
+
+
+def _probed(session: str | None) -> "SessionFolder":
+    from vllm_tui.choosing import need_attachable
+
+    folder = _find(session)
+    with _told():
+        need_attachable(folder)
+    return folder
+
+
+@cli.command()
 @click.argument("session")
 @click.pass_obj
 def replay(command: list[str] | None, session: str) -> None:
@@ -208,17 +250,17 @@ def replay(command: list[str] | None, session: str) -> None:
 
 @cli.command()
 @click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
+@_ON_STALL
 @click.pass_obj
-def demo(command: list[str] | None, *, headless: bool) -> None:
+def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]) -> None:
     """Watch a self-contained incident: real processes that serve, and then hang in one worker."""
     _no_command(command)
     if not headless:
         _need_terminal()
     from vllm_probes.demo import demo_command, gpu_command
-    from vllm_tui.launching import launch
 
     command = demo_command()
-    folder = launch(command, None, [], bare=False, gpus=gpu_command(command))
+    folder = launch(command, None, [], bare=False, on_stall=on_stall, gpus=gpu_command(command))
     _watch(folder, headless=headless, readonly=False, with_code=True)
 
 
@@ -249,7 +291,7 @@ def _told() -> Iterator[None]:
         raise CliError("Interrupted; nothing was changed.", INTERRUPTED) from None
 
 
-def _find(session: str) -> "SessionFolder":
+def _find(session: str | None) -> "SessionFolder":
     from vllm_probes.keeper.folder import find
 
     with _told():

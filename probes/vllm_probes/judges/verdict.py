@@ -155,7 +155,7 @@ def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | Non
     is_counted = event.requests is not None
     stage = stage_of(state, is_counted=is_counted)
     before_mono = _moved_mono(memory.moved, stage)
-    pending = bool(event.requests) or bool(event.connections) or stage != "serves"
+    pending = bool(event.requests) or bool(event.connections) or event.probed or stage != "serves"
     memory = replace(memory, moved=event.moved, pending=pending, is_counted=is_counted)
     if _moved_mono(event.moved, stage) <= before_mono and (pending or memory.stalled):
         return memory, []  # whoever gives up waiting does not end a hang

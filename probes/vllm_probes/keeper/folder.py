@@ -21,6 +21,7 @@ import msgspec
 import platformdirs
 
 from vllm_probes import __version__
+from vllm_probes.launch.on_stall import OnStall
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.sensors import disk, tree
 from vllm_probes.sensors.shims import shim_alive
@@ -83,6 +84,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     spec: LaunchSpec
     levers: list[str] = []
     bare: bool = False
+    on_stall: OnStall = OnStall()
     gpus: list[str] = []
     """The program that tells of the GPUs in the place of the one that asks the driver."""
 
@@ -305,21 +307,26 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def find(word: str) -> SessionFolder:
-    """The session that a person means: a folder, a name, or a unique beginning of one.
+def find(word: str | None) -> SessionFolder:
+    """The session that a person means: a folder, a name, a unique beginning of one; without a word the newest live one.
 
     Raises:
         FolderError: none, or several.
     """
-    if (Path(word) / "meta.json").is_file():
+    if word is not None and (Path(word) / "meta.json").is_file():
         return SessionFolder(Path(word).resolve())
     known = list(sessions())
-    fitting = [folder for folder in known if folder.path.name == word]
-    fitting = fitting or [folder for folder in known if folder.path.name.startswith(word)]
+    if word is None:
+        fitting = live_sessions()
+        missing = "No session is running here. `vllm-tui ls` lists the ended ones, to be opened by name."
+    else:
+        fitting = [folder for folder in known if folder.path.name == word]
+        fitting = fitting or [folder for folder in known if folder.path.name.startswith(word)]
+        missing = f"There is no session called {word!r}: `vllm-tui ls` lists them."
     if len(fitting) == 1:
         return fitting[0]
     if not fitting:
-        raise FolderError(f"There is no session called {word!r}: `vllm-tui ls` lists them.")
+        raise FolderError(missing)
     raise FolderError("Several sessions fit; name one of: " + ", ".join(folder.path.name for folder in fitting))
 
 

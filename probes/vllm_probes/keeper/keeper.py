@@ -5,6 +5,7 @@ import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from vllm_probes import __version__, commands
@@ -15,6 +16,7 @@ from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.course import Course
 from vllm_probes.keeper.folder import Attached, SessionFolder
+from vllm_probes.keeper.on_stall import OnStall
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.surroundings import Surroundings
 from vllm_probes.launch.levers import blocked, load_levers
@@ -43,6 +45,7 @@ class Keeper:
         self._tasks = asyncio.TaskGroup()
         self._course = Course(self._stream, folder, launch, rules, self._start)
         self._surroundings = Surroundings(self._stream, launch)
+        self._on_stall = OnStall(self._stream, folder, launch, self._start, partial(self._course.stop, "stall"))
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._failures: set[str] = set()
 
@@ -137,8 +140,10 @@ class Keeper:
 
     async def _look_out(self) -> None:
         """Beside the other looks: a server that hangs makes the one at its endpoint wait."""
-        if (watch := self._course.watch) and watch.wants_stacks():
-            self._start(watch.capture_stacks("quiet"))
+        if watch := self._course.watch:
+            if reason := watch.wants_stacks():
+                self._start(watch.capture_stacks(reason))
+            self._on_stall.look(watch.vllm_version)
 
     async def _look_at_disk(self) -> None:
         if watch := self._course.watch:
@@ -154,7 +159,7 @@ class Keeper:
 
     async def obey(self, command: commands.AnyCommand) -> tuple[bool, str]:
         attached = self._course.attached
-        if attached is not None and not isinstance(command, commands.CaptureStacks):
+        if attached is not None and not isinstance(command, commands.CaptureStacks | commands.Probe):
             return self._obey_of_watched(command, attached)
         match command:
             case commands.Stop():
@@ -169,6 +174,8 @@ class Keeper:
                 return ends, "Ending them." if ends else "No session of yours holds it up."
             case commands.CaptureStacks():
                 return await self._obey_capture()
+            case commands.Probe():
+                return self._obey_probe()
             case _:
                 return False, "That was said before."
 
@@ -196,6 +203,14 @@ class Keeper:
         if not self._course.relaunch(command.levers, clean=command.clean):
             return False, "It is being stopped or started already; ask again when that is over."
         return True, "Starting again."
+
+    def _obey_probe(self) -> tuple[bool, str]:
+        """It takes up to ten seconds, in which this view may want something else: nobody waits for it here."""
+        watch = self._course.watch
+        if watch is None or not watch.can_probe():
+            return False, "Nothing that could be asked listens: it does not serve yet, or it is no server."
+        self._start(watch.probe())
+        return True, "Asking."
 
     async def _obey_capture(self) -> tuple[bool, str]:
         if self._course.watch is None:

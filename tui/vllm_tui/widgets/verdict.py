@@ -31,7 +31,8 @@ class VerdictBanner(Panel):
         kind = Content.styled("" if verdict.kind in (None, "unknown") else verdict.kind.replace("_", " "), style)
         head = hanging(Content("   "), Content.styled(printable(verdict.summary), f"bold {style}"), width)
         course = hanging(Content("   "), joined(list(timeline(attempt)), " → "), width) if attempt.ended else []
-        return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width)]
+        patience = [row.truncate(width, ellipsis=True) for row in deadline_rows(self._situation)]
+        return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width), *patience]
 
 
 def since(situation: Situation, verdict: VerdictChanged) -> str:
@@ -55,6 +56,15 @@ def timeline(attempt: AttemptModel) -> Iterator[Content]:
         yield Content.assemble((verdict.health, verdict_look(verdict)[1]), f" +{duration(lasted_s)}")
     how = "stopped" if attempt.stop else ending(attempt.ended.code, attempt.ended.signal).removeprefix("was ")
     yield Content.assemble((how, "bold"), f" +{duration(from_unix_s(begun, end_mono(attempt.ended), first))}")
+
+
+def deadline_rows(situation: Situation) -> list[Content]:
+    """`vLLM gives up in 4:46`, while a time-out of its own runs."""
+    deadline = situation.attempt.deadline if situation.attempt else None
+    if deadline is None or deadline.gives_up_mono is None or deadline.gives_up_mono <= situation.now:
+        return []
+    left = duration(deadline.gives_up_mono - situation.now)
+    return [Content.assemble("   vLLM gives up in ", (left, "bold"), (f": {deadline.what} ({deadline.name})", "dim"))]
 
 
 def evidence_rows(verdict: VerdictChanged, width: int) -> list[Content]:

@@ -1,4 +1,4 @@
-"""What the command line says when something cannot be done, and the exit codes that go with it."""
+"""How the command line says no: a sentence on standard error, and an exit code."""
 
 from typing import Any
 

@@ -250,7 +250,7 @@ async def _closer(
     target: ProcessRef,
     py_spy: str | None,
 ) -> list[ThreadStack]:
-    """The same stacks, with what one dump does not tell: whether whoever runs moves, and the operator that is called."""
+    """The same stacks, with what one dump does not tell: whether whoever runs moves, and which operator is called."""
     runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
     moved: set[int] = set()
     if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
@@ -268,7 +268,7 @@ async def _closer(
 
 
 async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int]:
-    """Threads (Python's ids) whose innermost call is at another line a moment later; what cannot be read tells nothing."""
+    """Threads (Python's ids) whose innermost call is at another line a moment later; else nothing is told."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
     moved: set[int] = set()
     for _ in range(MORE_LOOKS):

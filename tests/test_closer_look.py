@@ -10,7 +10,6 @@ from tests.conftest import Spawn, WaitFor
 from vllm_probes.judges.doing import Doing, doing, is_plain
 from vllm_probes.judges.frames import load_frames
 from vllm_probes.rows import ProcessRef, ThreadStack
-from vllm_probes.sensors import stacks
 from vllm_probes.sensors.source_line import MAX_CHARACTERS, source_line
 from vllm_probes.sensors.stacks import capture
 
@@ -47,14 +46,6 @@ def test_a_loop_over_two_lines_moves(spawned: Spawn, wait_for: WaitFor, tmp_path
     body = "def stuck(n):\n    while True:\n        n = max(n, 1)\n        n = min(n, 1)\nstuck(1)\n"
     run = spawned([sys.executable, "-c", body])
     wait_for(lambda: (stack := _in(run.pid, "stuck", tmp_path)) and stack.moves)
-
-
-def test_a_closer_look_that_takes_too_long_loses_nothing(
-    spawned: Spawn, wait_for: WaitFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stacks, "MORE_LOOKS_S", 0.0)
-    run = spawned([sys.executable, "-c", "def stuck(n):\n    while True:\n        n = max(n, 1)\nstuck(1)\n"])
-    assert wait_for(lambda: _in(run.pid, "stuck", tmp_path)).moves is None
 
 
 def test_the_operator_that_a_compiled_model_calls(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:

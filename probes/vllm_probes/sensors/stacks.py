@@ -257,35 +257,31 @@ async def _closer(
     target: ProcessRef,
     py_spy: str | None,
 ) -> list[ThreadStack]:
-    """The same stacks, with what one dump does not tell: whether whoever runs moves, and the operator that is called.
-
-    Where a closer look cannot be had, on a host with far too much to do, nothing is said of it.
-    """
+    """The same stacks, with what one dump does not tell: whether whoever runs moves, and which operator is called."""
     runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
-    moved: set[int] | None = None
+    moved: set[int] = set()
     if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
-        with suppress(NoStacksError):
-            moved = await _moved(read, target, py_spy)
+        moved = await _moved(read, target, py_spy)
     found = []
     for thread, stack, is_running in zip(read, stacks, runs, strict=True):
         if _in_operator(stack):
             found.append(await _with_operator(thread, stack, target.pid))
         elif is_running and thread.frames:
             source = await source_line(target.pid, thread.frames[0].filename, thread.frames[0].line)
-            moves = None if moved is None else thread.thread_id in moved
-            found.append(replace(stack, moves=moves, source=source))
+            found.append(replace(stack, moves=thread.thread_id in moved, source=source))
         else:
             found.append(stack)
     return found
 
 
 async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int]:
-    """Threads (Python's ids) whose innermost call is at another line a moment later. Raises NoStacksError."""
+    """Threads (Python's ids) whose innermost call is at another line a moment later; else nothing is told."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
     moved: set[int] = set()
     for _ in range(MORE_LOOKS):
-        again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
-        moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+        with suppress(NoStacksError):
+            again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
+            moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
     return moved
 
 

@@ -259,7 +259,7 @@ async def _closer(
 ) -> list[ThreadStack]:
     """The same stacks, with what one dump does not tell: whether whoever runs moves, and which operator is called."""
     runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
-    moved: set[int] = set()
+    moved: set[int] | None = None
     if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
         moved = await _moved(read, target, py_spy)
     found = []
@@ -268,20 +268,22 @@ async def _closer(
             found.append(await _with_operator(thread, stack, target.pid))
         elif is_running and thread.frames:
             source = await source_line(target.pid, thread.frames[0].filename, thread.frames[0].line)
-            found.append(replace(stack, moves=thread.thread_id in moved, source=source))
+            moves = None if moved is None else thread.thread_id in moved
+            found.append(replace(stack, moves=moves, source=source))
         else:
             found.append(stack)
     return found
 
 
-async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int]:
-    """Threads (Python's ids) whose innermost call is at another line a moment later; else nothing is told."""
+async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int] | None:
+    """Threads (Python's ids) whose innermost call is at another line a moment later; None: nobody could look again."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
-    moved: set[int] = set()
+    moved: set[int] | None = None
     for _ in range(MORE_LOOKS):
         with suppress(NoStacksError):
             again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
-            moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+            new = {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+            moved = new | (moved or set())
     return moved
 
 

@@ -34,6 +34,16 @@ def test_the_rank_that_is_not_where_the_others_wait() -> None:
     assert (culprit.file, culprit.since) == ("s/11.json", 1100.0)
 
 
+def test_a_call_of_native_code_is_no_loop_of_python_because_something_else_ran_before_it() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    story.look(103, engine_waits(), in_all_reduce(), in_all_reduce())
+    for at in (106, 109, 112):
+        native = thread(f"pow (app/x.py:5) < {STEP} < {LOOP}", name="MainThread", state="R", moves=False)
+        story.look(at, engine_waits(), in_all_reduce(), native)
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "native_loop")])
+
+
 def test_nothing_is_said_after_one_look() -> None:
     story = Story()
     story.quiet(103, 100)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vllm_probes.events import StacksCaptured
 from vllm_probes.judges.culprits import Standing, said
-from vllm_probes.judges.doing import Doing, doing, place
+from vllm_probes.judges.doing import doing, place
 from vllm_probes.judges.frames import Classified, FrameTable, threads_that_matter
 from vllm_probes.judges.stackmerge import Motion
 from vllm_probes.rows import ProcessDoing, ProcessRow, StackFile, ThreadStack
@@ -20,6 +20,8 @@ class Look:
 
     standing: Standing
     thread: ThreadStack
+    loops: bool
+    """It was seen at several lines of the same call: so it may be caught on one and the same the next time."""
     compile_ticks: int
     """CPU of those of its threads that compile."""
 
@@ -53,17 +55,22 @@ def _look(
     failed: bool,
 ) -> Look:
     thread, classified = _telling(threads)
+    is_there = _has_path_of(before, thread)
+    loops = bool(thread.moves)
+    if before is not None and is_there:
+        loops = loops or before.loops or _leaf_line(before.thread) != _leaf_line(thread)
+    moved = None if before is None else loops or not is_there
     is_stopped = file.frozen or row.state[:1] in ("T", "t")
     standing = Standing(
         row=row,
         classified=classified,
-        doing="stopped" if is_stopped else _doing_since(before, thread, classified, table.machine),
+        doing="stopped" if is_stopped else doing(thread, classified, moved=moved, machine=table.machine),
         frame=place(thread),
         failed=failed,
         is_blind=not thread.frames,
         is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
-    return Look(standing, thread, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
+    return Look(standing, thread, loops, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
 
 
 def _telling(threads: list[tuple[ThreadStack, Classified]]) -> tuple[ThreadStack, Classified]:
@@ -76,13 +83,9 @@ def _telling(threads: list[tuple[ThreadStack, Classified]]) -> tuple[ThreadStack
     return held_up[0] if held_up and main[1].class_ == "idle" else main
 
 
-def _doing_since(before: Look | None, thread: ThreadStack, classified: Classified, machine: str) -> Doing:
-    """A loop of Python that was seen to move once is one, though it may be caught on the same line the next time."""
-    if before is None:
-        return doing(thread, classified, moved=None, machine=machine)
-    found = doing(thread, classified, moved=_leaf_line(before.thread) != _leaf_line(thread), machine=machine)
-    is_same = [frame.function for frame in before.thread.frames] == [frame.function for frame in thread.frames]
-    return "python_loop" if found == "native_loop" and is_same and before.standing.doing == "python_loop" else found
+def _has_path_of(before: Look | None, thread: ThreadStack) -> bool:
+    """It is in the same functions as before."""
+    return before is not None and [f.function for f in before.thread.frames] == [f.function for f in thread.frames]
 
 
 def _leaf_line(thread: ThreadStack) -> int | None:

@@ -21,6 +21,7 @@ SPAN_LINES = 40
 """How many lines after an exception's first may belong to its message, where no prefix tells."""
 
 _BARE: tuple[Shape, ...] = ("plain", "prefixed")
+_CARETS = re.compile(r"\s*[~^]+\s*$")
 _CHAIN = re.compile(r"During handling of the above exception, another|The above exception was the direct cause")
 # faulthandler writes `line 3 in f`, without the comma: its dumps are no errors.
 _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
@@ -35,7 +36,10 @@ _EXCEPTION_AFTER_FRAMES = re.compile(rf"{_NAMED}|(?:[A-Za-z_]\w*\.)+\w+(?::|$)|[
 
 
 class Statement(msgspec.Struct, kw_only=True):
-    """A line of a record that says something: not a frame of a traceback, not a line of source."""
+    """A line of a record that says something: not a frame of a traceback, not a line of source.
+
+    Of an assertion without words the line of source is the one that says something: `number` and `line` are its.
+    """
 
     number: int
     """Counts newlines from 1."""
@@ -44,6 +48,12 @@ class Statement(msgspec.Struct, kw_only=True):
     text: str
     """Without prefix; of an exception with the lines that its message goes on over."""
     is_exception: bool = False
+    more: list[tuple[int, str]] = []
+    """Number and whole line of each further line of `text`."""
+
+    def at(self, offset: int) -> tuple[int, str]:
+        """Number and whole line of what stands at `offset` of `text`."""
+        return [(self.number, self.line), *self.more][self.text.count("\n", 0, offset)]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +75,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def message(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def frames(self) -> str:
+        """The frames of a traceback with their lines of source."""
+        return "\n".join(line for line in self.lines if line[:1].isspace()) if self.is_traceback else ""
 
     @property
     def exception(self) -> Statement | None:
@@ -127,6 +142,7 @@ class _Draft:
         self._first = self._last = number
         self._lines: list[str] = []
         self._statements: list[Statement] = []
+        self._source: tuple[int, str, str] | None = None
         self._room = MAX_CHARACTERS
         self._span = 0
         self._state: Literal["text", "frames", "exception", "gap"] = "text"
@@ -190,29 +206,34 @@ class _Draft:
         elif self._state == "frames":
             if _EXCEPTION_AFTER_FRAMES.match(text):
                 self._raise(number, line, text)
+            elif not _CARETS.match(text):
+                self._source = number, line, text.strip()
         elif self._state == "text":
             if _EXCEPTION_ALONE.match(text):
                 self._raise(number, line, text)
             else:
                 self._state_that(number, line, text)
         else:
-            self._go_on(text)
+            self._go_on(number, line, text)
 
     def _raise(self, number: int, line: str, text: str) -> None:
         self.is_traceback, self._state, self._span = True, "exception", 0
+        if text == "AssertionError" and self._source and self._source[2].startswith("assert "):
+            number, line, text = self._source[0], self._source[1], f"{text}: {self._source[2]}"
         self._state_that(number, line, text, is_exception=True)
 
     def _state_that(self, number: int, line: str, text: str, is_exception: bool = False) -> None:
         if self._room > 0 or is_exception:
             self._statements.append(Statement(number=number, line=line, text=text, is_exception=is_exception))
 
-    def _go_on(self, text: str) -> None:
+    def _go_on(self, number: int, line: str, text: str) -> None:
         """A line after an exception's first: part of its message, until a blank line where no prefix tells."""
         self._span += 1
         if not text.strip() and self._head.shape in _BARE:
             self._state = "gap"
         elif self._span <= SPAN_LINES:
             self._statements[-1].text += "\n" + text
+            self._statements[-1].more.append((number, line))
 
 
 def _is_traceback_part(text: str) -> bool:

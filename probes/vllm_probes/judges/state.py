@@ -6,7 +6,7 @@ same lines.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vllm_probes.events import (
     ENDED_STATES,
@@ -29,7 +29,7 @@ from vllm_probes.events import (
     TreeEnded,
 )
 from vllm_probes.judges.rules import Rule
-from vllm_probes.judges.triage import MAX_RECORDS, find_causes
+from vllm_probes.judges.triage import MAX_RECORDS, clue_of, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
 
 PHASES: dict[str, State] = {
@@ -92,6 +92,8 @@ class Memory:
     death_rule: str | None = None
     """The log rule that spoke of a death."""
     alarms: tuple[LogRecorded, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the run said of itself, by the names of the rules' fields."""
     ended: CommandEnded | None = None
     log: str = ""
 
@@ -161,9 +163,11 @@ def _recognise(memory: Memory, event: Event) -> Result:
 
 
 def _log_recorded(rules: Mapping[str, Rule], memory: Memory, event: LogRecorded) -> Result:
-    if event.level in ALARMING_LEVELS or event.exception_line_number is not None:
-        memory = replace(memory, alarms=(*memory.alarms, event)[:MAX_RECORDS])
     rule = rules.get(event.rule or "")
+    if rule.explains if rule else event.level in ALARMING_LEVELS or event.exception_line_number is not None:
+        memory = replace(memory, alarms=(*memory.alarms, event)[:MAX_RECORDS])
+    if event.fields:
+        memory = replace(memory, facts={**memory.facts, **event.fields})
     if rule is None:
         return memory, []
     if rule.class_ in DEATH_CLASSES:
@@ -285,7 +289,8 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result
         return memory, []
     state, reason = _end_state(memory, ended)
     memory, conclusions = _move(memory, event, state, reason)
-    findings = find_causes(rules, memory.alarms, memory.log) if state == "crashed" else []
+    clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
+    findings = find_causes(clues, memory.facts, memory.log)
     exited = Exited(**_stamp(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

@@ -78,8 +78,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def frames(self) -> str:
-        """The frames of a traceback with their lines of source."""
-        return "\n".join(line for line in self.lines if line[:1].isspace()) if self.is_traceback else ""
+        """The lines of a traceback, its frames with their source among them."""
+        return self.message if self.is_traceback else ""
 
     @property
     def exception(self) -> Statement | None:

@@ -94,7 +94,7 @@ class ParsedLine(msgspec.Struct, frozen=True, kw_only=True):
 # What container runtimes, journald, `grep -n` and a pasted quotation put in front of a line.
 COLLECTOR = re.compile(
     r"(?:\s*>\s|\d+:(?=[A-Z]|\d{4}-)|\[?[\w.-]+\]?\s+\|\s"
-    r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.,]*(?:Z|[+-]\d\d:?\d\d)?\s(?:\|\s)?(?:std(?:out|err) [FP] )?"
+    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?\s(?:\|\s)?(?:std(?:out|err) [FP] )?"
     r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [^\s:]+: )"
 )
 _PREFIX = re.compile(

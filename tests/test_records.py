@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_probes.judges.records import MAX_LINES, STALE_LINES, Record, RecordAssembler
+from vllm_probes.judges.records import LATE_LINES, MAX_LINES, STALE_LINES, Record, RecordAssembler
 
 INFO = "(APIServer pid=1) INFO 11-21 08:52:59 [model.py:733] Resolved architecture: LlamaForCausalLM"
 FATAL = "(EngineCore pid=2) ERROR 11-21 09:01:55 [core.py:1512] "
@@ -163,10 +163,18 @@ def test_records_are_bounded_and_the_exception_is_still_found() -> None:
 def test_a_traceback_that_never_ends_is_given_up() -> None:
     assembler = RecordAssembler()
     assembler.feed(1, FRAMES[0])
-    assert assembler.in_traceback
+    assert assembler.awaits(STALE_LINES)
     for number in range(2, STALE_LINES + 4):
         assembler.feed(number, INFO)
-    assert not assembler.in_traceback
+    assert not assembler.awaits(STALE_LINES + 4)
+
+
+def test_a_traceback_with_its_exception_waits_for_a_few_lines_only() -> None:
+    assembler = RecordAssembler()
+    assembler.feed(1, FRAMES[0])
+    assembler.feed(2, "ValueError: no")
+    assert assembler.awaits(2 + LATE_LINES)
+    assert not assembler.awaits(3 + LATE_LINES)
 
 
 def test_what_looks_complete_is_settled() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_probes.judges.literals import Landmark, is_bounded, landmarks
+from vllm_probes.judges.literals import alternatives, is_bounded
 from vllm_probes.judges.matching import RecordStream
 from vllm_probes.judges.rules import Context, Rule, RuleError, RuleSet, load_rules, read_user_rules
 from vllm_probes.launch.levers import load_levers
@@ -216,39 +216,34 @@ def test_an_id_that_is_there_twice_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "found"),
     [
-        ("plain text", [("plain text", False)]),
-        ("some plain text", [("plain", True)]),
-        (r"\[Errno 98\]|\bEADDRINUSE\b", [("Errno", True), ("EADDRINUSE", True)]),
-        (r"^Start", [("Start", False)]),
-        (r"[Aa]ddress in use", [("ddress in use", False)]),
-        (r"colou?r is (?:red|blue) today", [(" today", False)]),
-        (r"abcd+ef", [("abcd", False)]),
-        (r"abcdx{2,3}y", [("abcd", False)]),
-        (r"[^|]]: abc[|(]", [("]: abc", False)]),
-        (r"took \d+ seconds$", [("seconds", True)]),
-        (r"(?P<a>x)(?:y|z)", None),
-        (r"\d\d\d", None),
-        (r"long enough|no", None),
-        (r"a.b.c", None),
+        ("plain text", [("plain text", "")]),
+        ("some plain text", [("some plain text", "plain")]),
+        (r"\[Errno 98\]|\bEADDRINUSE\b", [("[Errno 98]", "Errno"), ("EADDRINUSE", "EADDRINUSE")]),
+        (r"^Start|x{3}", [("Start", ""), ("", "")]),
+        (r"[Aa]ddress in use", [("ddress in use", "")]),
+        (r"^one (?:red|blue) two more$", [(" two more", "one two more")]),
+        (r"colou?r is (?:red|blue) today", [(" today", "")]),
+        (r"abcd+ef", [("abcd", "")]),
+        (r"abcdx{2,3}y", [("abcd", "")]),
+        (r"[^|]]: abc[|(]", [("]: abc", "")]),
+        (r"took \d+ seconds$", [(" seconds", "seconds")]),
+        (r"(?P<a>x|y)(?:y|z)", [("", "")]),
     ],
 )
-def test_landmarks(pattern: str, found: list[tuple[str, bool]] | None) -> None:
-    re.compile(pattern)
-    assert landmarks(pattern) == (found and [Landmark(*one) for one in found])
+def test_alternatives(pattern: str, found: list[tuple[str, str]]) -> None:
+    assert [(one.text, one.words) for one in alternatives(pattern)] == [(a, frozenset(b.split())) for a, b in found]
+    assert "|".join(one.source for one in alternatives(pattern)) == pattern
 
 
-@given(
-    st.from_regex(
-        "(?:[a-z]{3,5}[0-9]?|x\\.yz[ab]{1,2}c| (?:q|r)stuv? |\\\\b[a-z]{3}\\\\b)(?:\\|[a-z]{4}w?)?", fullmatch=True
-    ),
-    st.data(),
-)
-def test_a_match_contains_one_of_the_landmarks(pattern: str, data: st.DataObject) -> None:
-    found = landmarks(pattern)
-    if found is not None:
-        sample = data.draw(st.from_regex(pattern))
-        words = re.findall("[A-Za-z_]{3,}", sample)
-        assert any(one.text in words if one.is_word else one.text in sample for one in found)
+PATTERNS = "(?:[a-z]{3,5}[0-9]?|x\\.yz[ab]{1,2}c| (?:q|r)stuv? |\\\\b[a-z]{3}\\\\b)(?:\\|[a-z]{4}w?)?"
+
+
+@given(st.from_regex(PATTERNS, fullmatch=True), st.data())
+def test_a_match_contains_the_words_and_the_text_of_its_alternative(pattern: str, data: st.DataObject) -> None:
+    for one in alternatives(pattern):
+        sample = data.draw(st.from_regex(one.source))
+        assert one.text in sample
+        assert one.words <= set(re.findall("[A-Za-z_]{3,}", sample))
 
 
 @pytest.mark.parametrize(

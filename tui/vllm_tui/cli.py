@@ -6,7 +6,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ def cli() -> None:
     vllm-tui attach                     come back to a session
     vllm-tui demo                       see a hang, without vLLM and without a GPU
     vllm-tui doctor                     see what will not work on this host, and why
+    vllm-tui diagnose LOG               see from a log why a vLLM ended
 
     What stands behind -- is launched as it is. It goes on when the terminal goes away.
     """
@@ -134,9 +135,36 @@ def doctor(command: list[str] | None, *, as_json: bool) -> None:
     if as_json:
         click.echo(doctor.as_json(checks))
     else:
-        for line, colour in doctor.as_lines(checks, shutil.get_terminal_size().columns):
-            click.echo(line if colour is None or os.environ.get("NO_COLOR") else click.style(line, fg=colour))
+        _echo(doctor.as_lines(checks, shutil.get_terminal_size().columns))
     sys.exit(0 if doctor.works(checks) else 1)
+
+
+@cli.command()
+@click.argument("logs", nargs=-1, metavar="LOG…")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--explain", metavar="RULE", help="Tell what a rule is about, and what to do.")
+@click.pass_obj
+def diagnose(command: list[str] | None, logs: tuple[str, ...], *, as_json: bool, explain: str | None) -> None:
+    """Tell from logs why a vLLM ended; `-` is standard input, files may be gzipped."""
+    _no_command(command)
+    from vllm_probes.keeper.rulebook import load_rulebook
+    from vllm_tui import diagnose
+
+    if bool(logs) == bool(explain):
+        raise CliError("Name the logs to read, or with --explain one rule.", USAGE)
+    rules, faults = load_rulebook()
+    for fault in faults:
+        click.echo(f"vllm-tui: left out: {fault}", err=True)
+    width = shutil.get_terminal_size().columns
+    try:
+        if explain:
+            lines: list[tuple[str, str | None]] = [(line, None) for line in diagnose.explanation(rules, explain, width)]
+        else:
+            findings = diagnose.findings_of(rules, logs)
+            lines = [(diagnose.as_json(findings), None)] if as_json else [*diagnose.as_lines(findings, rules, width)]
+    except (diagnose.UnreadableError, KeyError) as error:
+        raise CliError(error.args[0]) from None
+    _echo(lines)
 
 
 @cli.command()
@@ -168,6 +196,12 @@ def demo(command: list[str] | None, *, headless: bool) -> None:
     command = demo_command()
     folder = _launch(command, None, [], bare=False, gpus=gpu_command(command))
     _watch(folder, headless=headless, readonly=False, with_code=True)
+
+
+def _echo(lines: Iterable[tuple[str, str | None]]) -> None:
+    """Lines with the colour of each."""
+    for line, colour in lines:
+        click.echo(line if colour is None or os.environ.get("NO_COLOR") else click.style(line, fg=colour))
 
 
 def _no_command(command: list[str] | None) -> None:

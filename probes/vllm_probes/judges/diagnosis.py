@@ -66,13 +66,14 @@ class Diagnosis:
 
     def _take(self, raws: list[bytes]) -> None:
         telling = telling_lines(self._rules, raws)
-        if telling or self._stream.in_traceback:
+        if telling or self._stream.awaits(self._line_count + 1):
             for at, raw in enumerate(raws):
-                if at in telling or self._stream.in_traceback:
-                    self._note(self._stream.feed(self._line_count + at + 1, clean(raw)))
+                number = self._line_count + at + 1
+                if at in telling or self._stream.awaits(number):
+                    self._note(self._stream.feed(number, clean(raw)))
         data = b"\n".join(raws)
-        for alive in _ALIVE.finditer(data):
-            self._alive_line = self._line_count + data.count(b"\n", 0, alive.start()) + 1
+        if alive := list(_ALIVE.finditer(data)):
+            self._alive_line = self._line_count + data.count(b"\n", 0, alive[-1].start()) + 1
         self._line_count += len(raws)
         self._tail.extend(raws)
 

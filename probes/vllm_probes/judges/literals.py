@@ -17,20 +17,19 @@ _WHOLE_WORD = re.compile(rf"(?<![A-Za-z_{_OPEN}]){WORD}(?![A-Za-z_{_OPEN}])")
 _UNBOUNDED = re.compile(r"[*+]\??|\{\d*,\}\??")
 
 
-class Landmark(NamedTuple):
-    """Text that every match of one alternative contains. A whole word can be looked up among the words of a line."""
+class Alternative(NamedTuple):
+    """One of the patterns that a pattern offers outside of groups, with text that each of its matches contains."""
 
+    source: str
+    words: frozenset[str]
+    """Whole words: they can be looked up among the words of a line."""
     text: str
-    is_word: bool
+    """The longest run of fixed characters, for one that has no whole word."""
 
 
-def landmarks(pattern: str) -> list[Landmark] | None:
-    """One for every alternative of `pattern`, the longest whole word if there is one; None where one has none.
-
-    Only text outside of groups and character classes counts, of at least SHORTEST characters.
-    """
-    found = [_landmark(_skeleton(tokens)) for tokens in _alternatives(pattern)]
-    return [landmark for landmark in found if landmark] if all(found) else None
+def alternatives(pattern: str) -> list[Alternative]:
+    """What `pattern` offers. Only text outside of groups and character classes counts."""
+    return [_alternative(tokens) for tokens in _split(pattern)]
 
 
 def is_bounded(pattern: str) -> bool:
@@ -39,7 +38,7 @@ def is_bounded(pattern: str) -> bool:
     Each repeat needs an upper bound; where an alternative begins with `^`, only `.` needs one, and once it may do
     without.
     """
-    return all(_is_bounded(alternative) for alternative in _alternatives(pattern))
+    return all(map(_is_bounded, _split(pattern)))
 
 
 def _is_bounded(tokens: list[str]) -> bool:
@@ -47,7 +46,7 @@ def _is_bounded(tokens: list[str]) -> bool:
     return repeated.count(".") <= 1 if tokens[:1] == ["^"] else not repeated
 
 
-def _alternatives(pattern: str) -> list[list[str]]:
+def _split(pattern: str) -> list[list[str]]:
     """The tokens of each alternative outside of groups."""
     found: list[list[str]] = [[]]
     depth = 0
@@ -60,11 +59,10 @@ def _alternatives(pattern: str) -> list[list[str]]:
     return found
 
 
-def _landmark(skeleton: str) -> Landmark | None:
-    if words := _WHOLE_WORD.findall(skeleton):
-        return Landmark(max(words, key=len), is_word=True)
+def _alternative(tokens: list[str]) -> Alternative:
+    skeleton = _skeleton(tokens)
     text = max(re.split(f"[{_EDGE}{_OPEN}]", skeleton), key=len)
-    return Landmark(text, is_word=False) if len(text) >= SHORTEST else None
+    return Alternative("".join(tokens), frozenset(_WHOLE_WORD.findall(skeleton)), text)
 
 
 def _skeleton(tokens: list[str]) -> str:

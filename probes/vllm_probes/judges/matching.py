@@ -46,9 +46,9 @@ class RecordStream:
         self._seen: set[str] = set()
         self._version: str | None = None
 
-    @property
-    def in_traceback(self) -> bool:
-        return self._assembler.in_traceback
+    def awaits(self, number: int) -> bool:
+        """Line `number` matters whatever it says: a traceback is open."""
+        return self._assembler.awaits(number)
 
     def feed(self, number: int, text: str) -> list[Match]:
         """Take one cleaned line."""

@@ -17,6 +17,8 @@ MAX_LINES = 2000
 MAX_CHARACTERS = 256 << 10
 STALE_LINES = 500
 """A traceback that got nothing for so many lines of others is over."""
+LATE_LINES = 8
+"""Of a traceback that has its exception the next line comes at once, or within so many lines of others."""
 SPAN_LINES = 40
 """How many lines after an exception's first may belong to its message, where no prefix tells."""
 
@@ -93,10 +95,9 @@ class RecordAssembler:
     def __init__(self) -> None:
         self._drafts: dict[object, _Draft] = {}
 
-    @property
-    def in_traceback(self) -> bool:
-        """A traceback is open: the next lines matter whatever they say."""
-        return any(draft.is_traceback for draft in self._drafts.values())
+    def awaits(self, number: int) -> bool:
+        """A traceback is open that line `number` may go on with: it matters whatever it says."""
+        return any(draft.awaits(number) for draft in self._drafts.values())
 
     def feed(self, number: int, text: str) -> list[Record]:
         """Take one cleaned line; give the records that it ends, and its own where nothing can follow."""
@@ -180,9 +181,12 @@ class _Draft:
             return text[0].isspace()  # of an exception group
         return self._span < SPAN_LINES and not _NEXT_WRITER.match(text)
 
+    def awaits(self, number: int) -> bool:
+        return self.is_traceback and number - self._last <= (STALE_LINES if self._state == "frames" else LATE_LINES)
+
     def is_over(self, number: int) -> bool:
         """Whether a line of another writer ends it: a traceback only when many of them came."""
-        return not self.is_traceback or number - self._last > STALE_LINES
+        return not self.awaits(number)
 
     def gives_way(self, number: int) -> bool:
         """Whether a line of its own writer that it does not take ends it: between frames it is noise."""

@@ -14,11 +14,17 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from vllm_probes.judges.literals import SHORTEST, WORD, Landmark, is_bounded, landmarks
+from vllm_probes.judges.literals import SHORTEST, WORD, alternatives, is_bounded
 
 _OWN_FOLDER = Path(__file__).with_name("rules")
 _WORDS = re.compile(WORD)
 _RAW_WORDS = re.compile(WORD.encode())
+_ORDINARY = frozenset(
+    "APIServer Added CUDA Capturing Channel DEBUG Engine EngineCore Finished GPU INFO Iteration NCCL POST Prefix Received"
+    " Running Waiting aborted active cache completed completions core engine generation graphs params prompt rate"
+    " request requests seconds throughput tokens usage waiting work".split()
+)
+"""Words of what a server prints while it works (vLLM 0.32, loggers.py, logger.py; uvicorn; NCCL)."""
 
 Severity = Literal["info", "warning", "error", "fatal"]
 
@@ -90,10 +96,13 @@ class Known(NamedTuple):
 
 
 class _Entry(NamedTuple):
+    """One alternative of a rule."""
+
     rule: Rule
     pattern: re.Pattern[str]
     frames: re.Pattern[str] | None
-    landmarks: list[Landmark]
+    words: frozenset[str]
+    text: str
 
 
 NOTHING_ELSE = Context()
@@ -110,27 +119,28 @@ class RuleSet:
         """
         self.by_id: dict[str, Rule] = {}
         self._entries: list[_Entry] = []
+        for rule in rules:
+            if rule.id in self.by_id:
+                raise RuleError(f"Two rules have the id {rule.id!r}: give one of them another.")
+            self.by_id[rule.id] = rule
+            self._entries += _compile(rule)
         self._by_word: dict[str, list[int]] = {}
         self._by_text: list[tuple[str, int]] = []
         self._by_frames: list[int] = []
-        for rule in rules:
-            self._add(rule)
+        self._sort()
         self._raw_words = frozenset(word.encode() for word in self._by_word)
         self._raw_texts = [text.encode() for text in dict.fromkeys(text for text, _ in self._by_text)]
 
-    def _add(self, rule: Rule) -> None:
-        if rule.id in self.by_id:
-            raise RuleError(f"Two rules have the id {rule.id!r}: give one of them another.")
-        self.by_id[rule.id] = rule
-        number, entry = len(self._entries), _compile(rule)
-        self._entries.append(entry)
-        for landmark in entry.landmarks:
-            if landmark.is_word:
-                self._by_word.setdefault(landmark.text, []).append(number)
+    def _sort(self) -> None:
+        """By the longest word of each that a server does not print all the time."""
+        for number, entry in enumerate(self._entries):
+            if entry.words:
+                telling = max(sorted(entry.words), key=lambda word: (word not in _ORDINARY, len(word)))
+                self._by_word.setdefault(telling, []).append(number)
+            elif len(entry.text) >= SHORTEST:
+                self._by_text.append((entry.text, number))
             else:
-                self._by_text.append((landmark.text, number))
-        if not entry.landmarks:
-            self._by_frames.append(number)
+                self._by_frames.append(number)
 
     def telling(self, data: bytes) -> list[bytes]:
         """Texts of `data` of which every line has one that a rule may know, but for rules that go by frames alone."""
@@ -147,10 +157,10 @@ class RuleSet:
         return None
 
     def _candidates(self, message: str, context: Context) -> Iterator[int]:
-        words = self._by_word.keys() & set(_WORDS.findall(message))
-        numbers = {number for word in words for number in self._by_word[word]}
-        numbers.update(number for text, number in self._by_text if text in message)
-        yield from sorted(numbers)
+        words = set(_WORDS.findall(message))
+        numbers = [number for word in self._by_word.keys() & words for number in self._by_word[word]]
+        numbers += (number for text, number in self._by_text if text in message)
+        yield from sorted(number for number in numbers if self._entries[number].words <= words)
         if context.frames:
             yield from self._by_frames
 
@@ -244,14 +254,15 @@ def _check(rule: Rule) -> None:
         raise RuleError("`samples` is empty: give a line that the rule must know.")
 
 
-def _compile(rule: Rule) -> _Entry:
-    pattern, found = _pattern("match", rule.match), landmarks(rule.match)
-    if found is None and rule.frames is None:
+def _compile(rule: Rule) -> list[_Entry]:
+    _pattern("match", rule.match)
+    frames = _pattern("frames", rule.frames) if rule.frames is not None else None
+    found = alternatives(rule.match)
+    if frames is None and not all(one.words or len(one.text) >= SHORTEST for one in found):
         raise RuleError(
             f"every alternative of `match` needs at least {SHORTEST} fixed characters in a row outside of groups."
         )
-    frames = _pattern("frames", rule.frames) if rule.frames is not None else None
-    return _Entry(rule, pattern, frames, found or [])
+    return [_Entry(rule, re.compile(one.source), frames, one.words, one.text) for one in found]
 
 
 def _pattern(key: str, text: str) -> re.Pattern[str]:

@@ -110,10 +110,10 @@ class LogSensor:
             self._heartbeats += len(_HEARTBEAT.findall(data))
             self.process_names.update((int(pid), name.decode()) for name, pid in _PROCESS_NAME.findall(data))
             telling = telling_lines(self._rules, block.raws)
-            if telling or self._stream.in_traceback:
+            if telling or self._stream.awaits(self._next_line + 1):
                 for line in range(self._next_line, end):
                     at = line - block.first_line
-                    if at in telling or self._stream.in_traceback:
+                    if at in telling or self._stream.awaits(line + 1):
                         yield from self._stream.feed(line + 1, clean(block.raws[at]))
             self._next_line = end if end == self.index.finished_lines else block.next_line
 

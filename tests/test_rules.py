@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_probes.judges import rules as rule_module
 from vllm_probes.judges.literals import alternatives, is_bounded
 from vllm_probes.judges.matching import RecordStream
-from vllm_probes.judges.rules import Context, Rule, RuleError, RuleSet, load_rules, read_user_rules
+from vllm_probes.judges.rules import Context, Rule, RuleError, RuleSet, load_rules, read_rules
 from vllm_probes.launch.levers import load_levers
 from vllm_probes.log.line import clean, parse_line
 
@@ -37,6 +38,12 @@ def test_samples(rule: str, sample: str) -> None:
 @pytest.mark.parametrize(("rule", "sample"), NOT_SAMPLES)
 def test_not_samples(rule: str, sample: str) -> None:
     assert rule not in matched(sample)
+
+
+def test_the_rules_of_the_program_are_sound() -> None:
+    rules, faults = read_rules(Path(rule_module.__file__).with_name("rules"))
+    assert faults == []
+    assert rules == list(RULES.by_id.values())
 
 
 def test_every_rule_tells_what_it_is_not() -> None:
@@ -162,14 +169,14 @@ samples = ["my own line 5"]
 
 
 def test_a_folder_of_the_users_own(tmp_path: Path) -> None:
-    rules, faults = read_user_rules(write_rule(tmp_path / "rules", GOOD))
+    rules, faults = read_rules(write_rule(tmp_path / "rules", GOOD))
     found = load_rules(*rules).match("my own line 5")
     assert found is not None
     assert (found.rule.id, found.fields, faults) == ("mine", {"n": "5"}, [])
 
 
 def test_there_need_be_no_folder_of_the_users_own(tmp_path: Path) -> None:
-    assert read_user_rules(tmp_path / "none") == ([], [])
+    assert read_rules(tmp_path / "none") == ([], [])
 
 
 def test_a_rule_of_the_users_own_comes_first_and_may_replace_one() -> None:
@@ -200,7 +207,7 @@ def test_a_malformed_rule_is_told_by_file_and_key_and_the_rest_work(
 ) -> None:
     folder = write_rule(tmp_path / "rules", GOOD.replace(*change))
     (folder / "sound.toml").write_text(GOOD.replace('"mine"', '"sound"'))
-    rules, faults = read_user_rules(folder)
+    rules, faults = read_rules(folder)
     assert [rule.id for rule in rules] == ["sound"]
     (fault,) = faults
     assert "mine.toml" in fault
@@ -208,7 +215,7 @@ def test_a_malformed_rule_is_told_by_file_and_key_and_the_rest_work(
 
 
 def test_an_id_that_is_there_twice_is_told(tmp_path: Path) -> None:
-    rules, faults = read_user_rules(write_rule(tmp_path / "rules", GOOD + GOOD))
+    rules, faults = read_rules(write_rule(tmp_path / "rules", GOOD + GOOD))
     assert len(rules) == 1
     assert "`id` is taken" in faults[0]
 

@@ -9,6 +9,7 @@ matched by what it says, exceptions and words around it; by its frames only wher
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,11 +20,11 @@ from vllm_probes.judges.literals import SHORTEST, WORD, alternatives, is_bounded
 _OWN_FOLDER = Path(__file__).with_name("rules")
 _WORDS = re.compile(WORD)
 _RAW_WORDS = re.compile(WORD.encode())
-_ORDINARY = frozenset(
-    "APIServer Added CUDA Capturing Channel DEBUG Engine EngineCore Finished GPU INFO Iteration NCCL POST Prefix Received"
-    " Running Waiting aborted active cache completed completions core engine generation graphs params prompt rate"
-    " request requests seconds throughput tokens usage waiting work".split()
-)
+_ORDINARY = """
+APIServer Added CUDA Capturing Channel DEBUG Engine EngineCore Finished GPU INFO Iteration NCCL POST Prefix
+Received Running Waiting aborted active cache completed completions core engine generation graphs params
+prompt rate request requests seconds throughput tokens usage waiting work
+"""
 """Words of what a server prints while it works (vLLM 0.32, loggers.py, logger.py; uvicorn; NCCL)."""
 
 Severity = Literal["info", "warning", "error", "fatal"]
@@ -99,8 +100,7 @@ class _Entry(NamedTuple):
     """One alternative of a rule."""
 
     rule: Rule
-    pattern: re.Pattern[str]
-    frames: re.Pattern[str] | None
+    source: str
     words: frozenset[str]
     text: str
 
@@ -115,7 +115,7 @@ class RuleSet:
         """Take checked rules.
 
         Raises:
-            RuleError: two rules have one id, or a pattern is no regular expression or has no fixed text.
+            RuleError: two rules have one id.
         """
         self.by_id: dict[str, Rule] = {}
         self._entries: list[_Entry] = []
@@ -123,7 +123,7 @@ class RuleSet:
             if rule.id in self.by_id:
                 raise RuleError(f"Two rules have the id {rule.id!r}: give one of them another.")
             self.by_id[rule.id] = rule
-            self._entries += _compile(rule)
+            self._entries += (_Entry(rule, *one) for one in alternatives(rule.match))
         self._by_word: dict[str, list[int]] = {}
         self._by_text: list[tuple[str, int]] = []
         self._by_frames: list[int] = []
@@ -133,9 +133,10 @@ class RuleSet:
 
     def _sort(self) -> None:
         """By the longest word of each that a server does not print all the time."""
+        ordinary = frozenset(_ORDINARY.split())
         for number, entry in enumerate(self._entries):
             if entry.words:
-                telling = max(sorted(entry.words), key=lambda word: (word not in _ORDINARY, len(word)))
+                telling = max(sorted(entry.words), key=lambda word: (word not in ordinary, len(word)))
                 self._by_word.setdefault(telling, []).append(number)
             elif len(entry.text) >= SHORTEST:
                 self._by_text.append((entry.text, number))
@@ -151,7 +152,7 @@ class RuleSet:
         message = text.strip()
         for number in self._candidates(message, context):
             entry = self._entries[number]
-            if (found := entry.pattern.search(message)) and _fits(entry, context):
+            if (found := _pattern(entry.source).search(message)) and _fits(entry.rule, context):
                 fields = {name: value for name, value in found.groupdict().items() if value is not None}
                 return Known(entry.rule, fields, found.start() + text.index(message))
         return None
@@ -165,9 +166,14 @@ class RuleSet:
             yield from self._by_frames
 
 
-def _fits(entry: _Entry, context: Context) -> bool:
-    rule = entry.rule
-    if entry.frames and not entry.frames.search(context.frames):
+@cache
+def _pattern(source: str) -> re.Pattern[str]:
+    """Compiled when it is first needed: most rules never are."""
+    return re.compile(source)
+
+
+def _fits(rule: Rule, context: Context) -> bool:
+    if rule.frames is not None and not _pattern(rule.frames).search(context.frames):
         return False
     if rule.after and not any(one in context.seen for one in rule.after):
         return False
@@ -190,19 +196,16 @@ def load_rules(*more: Rule) -> RuleSet:
     """The rules that come with the program; `more` are looked at before them, and replace those with the same id.
 
     Raises:
-        RuleError: a file is no TOML, or a rule lacks a key or has one too many.
         OSError: a file cannot be read.
     """
-    own = [rule for file in sorted(_OWN_FOLDER.glob("*.toml")) for rule in _read(file)]
+    own = msgspec.convert(
+        [entry for file in sorted(_OWN_FOLDER.glob("*.toml")) for entry in _entries(file)], list[Rule]
+    )
     replaced = {rule.id for rule in more}
     return RuleSet([*more, *(rule for rule in own if rule.id not in replaced)])
 
 
-def _read(file: Path) -> list[Rule]:
-    return [_rule(file, position, entry) for position, entry in enumerate(_entries(file), 1)]
-
-
-def read_user_rules(folder: Path) -> tuple[list[Rule], list[str]]:
+def read_rules(folder: Path) -> tuple[list[Rule], list[str]]:
     """The sound rules of a folder that need not be there, and what is wrong with the others, with file and key."""
     rules: dict[str, Rule] = {}
     faults: list[str] = []
@@ -214,7 +217,7 @@ def read_user_rules(folder: Path) -> tuple[list[Rule], list[str]]:
             continue
         for position, entry in enumerate(entries, 1):
             try:
-                rule = _rule(file, position, entry)
+                rule = _checked(file, position, entry)
                 if rule.id in rules:
                     raise RuleError(f"{file}: rule {rule.id!r}: `id` is taken by an earlier rule.")
                 rules[rule.id] = rule
@@ -234,7 +237,7 @@ def _entries(file: Path) -> list[object]:
     return entries
 
 
-def _rule(file: Path, position: int, entry: object) -> Rule:
+def _checked(file: Path, position: int, entry: object) -> Rule:
     name = f"{file}: rule {(isinstance(entry, dict) and entry.get('id')) or position!r}"
     try:
         rule = msgspec.convert(entry, Rule)
@@ -245,7 +248,13 @@ def _rule(file: Path, position: int, entry: object) -> Rule:
 
 
 def _check(rule: Rule) -> None:
-    _compile(rule)
+    _check_pattern("match", rule.match)
+    if rule.frames is not None:
+        _check_pattern("frames", rule.frames)
+    elif not all(one.words or len(one.text) >= SHORTEST for one in alternatives(rule.match)):
+        raise RuleError(
+            f"every alternative of `match` needs at least {SHORTEST} fixed characters in a row outside of groups."
+        )
     if rule.role == "phase" and not (rule.phase and rule.label):
         raise RuleError("a rule of role 'phase' needs `phase` and `label`.")
     if rule.explains and not (rule.why and rule.fix):
@@ -254,21 +263,10 @@ def _check(rule: Rule) -> None:
         raise RuleError("`samples` is empty: give a line that the rule must know.")
 
 
-def _compile(rule: Rule) -> list[_Entry]:
-    _pattern("match", rule.match)
-    frames = _pattern("frames", rule.frames) if rule.frames is not None else None
-    found = alternatives(rule.match)
-    if frames is None and not all(one.words or len(one.text) >= SHORTEST for one in found):
-        raise RuleError(
-            f"every alternative of `match` needs at least {SHORTEST} fixed characters in a row outside of groups."
-        )
-    return [_Entry(rule, re.compile(one.source), frames, one.words, one.text) for one in found]
-
-
-def _pattern(key: str, text: str) -> re.Pattern[str]:
+def _check_pattern(key: str, text: str) -> None:
     if not is_bounded(text):
         raise RuleError(f"`{key}` repeats without end: write {{0,200}} instead of *, {{1,200}} instead of +.")
     try:
-        return re.compile(text)
+        re.compile(text)
     except re.error as error:
         raise RuleError(f"`{key}` is no regular expression: {error}.") from error

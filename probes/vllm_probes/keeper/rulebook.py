@@ -4,7 +4,7 @@ from pathlib import Path
 
 import platformdirs
 
-from vllm_probes.judges.rules import RuleSet, load_rules, read_user_rules
+from vllm_probes.judges.rules import RuleSet, load_rules, read_rules
 
 
 def user_rules_folder() -> Path:
@@ -14,5 +14,5 @@ def user_rules_folder() -> Path:
 
 def load_rulebook() -> tuple[RuleSet, list[str]]:
     """All rules, the user's own first; and what is wrong with those of them that are left out."""
-    own, faults = read_user_rules(user_rules_folder())
+    own, faults = read_rules(user_rules_folder())
     return load_rules(*own), faults

@@ -146,6 +146,11 @@ def test_dumps_of_faulthandler_are_no_errors() -> None:
     assert [record.level for record in found] == [None, None, None]
 
 
+def test_exceptions_that_python_ignores_are_no_errors() -> None:
+    (record,) = records("Exception ignored in: <function Pool.__del__ at 0x7f>", *FRAMES, "OSError: gone")
+    assert (record.level, record.is_traceback, exceptions(record)) == (None, False, [])
+
+
 def test_a_json_record_with_its_traceback() -> None:
     (record,) = records('{"levelname": "ERROR", "message": "failed", "exc_info": "' + FRAMES[0] + '\\nValueError: no"}')
     assert (record.level, exceptions(record)) == ("error", [(1, "ValueError: no")])

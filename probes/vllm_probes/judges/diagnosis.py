@@ -94,7 +94,7 @@ class Diagnosis:
 
     def _is_orderly(self, clue: Clue) -> bool:
         """What an engine that is told to stop says is no failure, if none came before."""
-        return self._is_ending and clue.tier == "consequence" and all(one.tier == "notice" for one in self._clues)
+        return self._is_ending and clue.tier != "cause" and all(one.tier == "notice" for one in self._clues)
 
 
 def _as_error(clue: Clue) -> Clue:

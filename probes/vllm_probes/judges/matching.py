@@ -72,6 +72,8 @@ class RecordStream:
             if match := self._known(record, statement):
                 known = known or statement is unknown or not record.exception
                 yield match
+                if match.rule and match.rule.role == "noise" and not statement.is_exception:
+                    return  # what stands under harmless words is harmless
         if unknown and not known:
             yield Match(record, unknown, None, {}, unknown.number, unknown.line)
 

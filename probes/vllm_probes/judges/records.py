@@ -28,6 +28,8 @@ _CHAIN = re.compile(r"During handling of the above exception, another|The above 
 # faulthandler writes `line 3 in f`, without the comma: its dumps are no errors.
 _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
+_IGNORED = "Exception ignored in"
+"""What Python writes before the traceback of an exception that nobody could catch: the run goes on."""
 _NEXT_WRITER = re.compile(r"Process \S+:$")
 _NAMED = (
     r"(?:\w+\.)*_?[A-Z]\w*"
@@ -143,6 +145,7 @@ class _Draft:
         self._first = self._last = number
         self._lines: list[str] = []
         self._statements: list[Statement] = []
+        self._is_ignored = False
         self._source: tuple[int, str, str] | None = None
         self._room = MAX_CHARACTERS
         self._span = 0
@@ -163,7 +166,7 @@ class _Draft:
             head=self._head,
             lines=self._lines,
             statements=self._statements,
-            is_traceback=self.is_traceback,
+            is_traceback=self.is_traceback and not self._is_ignored,
         )
 
     def takes(self, line: ParsedLine) -> bool:
@@ -205,6 +208,9 @@ class _Draft:
             if not _FRAME.match(text) and text != TRACEBACK:
                 self._state_that(number, line, text)
             self.is_traceback, self._state = True, "frames"
+        elif text.startswith(_IGNORED):
+            self.is_traceback, self._state, self._is_ignored = True, "frames", True
+            self._state_that(number, line, text)
         elif _CHAIN.match(text):
             self._state = "frames"
         elif self._state == "frames":
@@ -227,6 +233,7 @@ class _Draft:
         self._state_that(number, line, text, is_exception=True)
 
     def _state_that(self, number: int, line: str, text: str, is_exception: bool = False) -> None:
+        is_exception = is_exception and not self._is_ignored
         if self._room > 0 or is_exception:
             self._statements.append(Statement(number=number, line=line, text=text, is_exception=is_exception))
 

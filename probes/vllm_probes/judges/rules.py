@@ -8,7 +8,7 @@ matched by what it says, exceptions and words around it; by its frames only wher
 
 import re
 import tomllib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -39,8 +39,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     id: str
     match: str
-    """A regular expression; its named groups are the fields of a match. Without `frames` each of its alternatives needs
-    some fixed text outside of groups, and each repeat an upper bound (`literals.is_bounded`)."""
+    """A regular expression; its named groups are the fields of a match, one name may stand in several alternatives.
+    Without `frames` each alternative needs some fixed text outside of groups; each repeat needs an upper bound
+    (`literals.is_bounded`)."""
     role: Literal["cause", "symptom", "consequence", "phase", "noise"]
     """A symptom is taken for the cause where the log holds no better one."""
     class_: str = msgspec.field(name="class", default="benign")
@@ -109,7 +110,10 @@ NOTHING_ELSE = Context()
 
 
 class RuleSet:
-    """Rules in the order of their files; the first that fits wins, those that ask for nothing but frames come last."""
+    """Rules in the order of their files; the first that fits wins, those that ask for nothing but frames come last.
+
+    But what frames alone call harmless is no cause, whatever its text says.
+    """
 
     def __init__(self, rules: Iterable[Rule]) -> None:
         """Take checked rules.
@@ -150,20 +154,25 @@ class RuleSet:
     def match(self, text: str, context: Context = NOTHING_ELSE) -> Known | None:
         """What knows `text`; white space around it does not count."""
         message = text.strip()
-        for number in self._candidates(message, context):
-            entry = self._entries[number]
+        found = self._first(self._candidates(message), message, context)
+        if context.frames and (found is None or found.rule.role in ("cause", "symptom")):
+            by_frames = self._first(self._by_frames, message, context)
+            if found is None or (by_frames and by_frames.rule.role == "noise"):
+                found = by_frames
+        return found and found._replace(offset=found.offset + text.index(message))
+
+    def _first(self, numbers: Iterable[int], message: str, context: Context) -> Known | None:
+        for entry in map(self._entries.__getitem__, numbers):
             if (found := _pattern(entry.source).search(message)) and _fits(entry.rule, context):
                 fields = {name: value for name, value in found.groupdict().items() if value is not None}
-                return Known(entry.rule, fields, found.start() + text.index(message))
+                return Known(entry.rule, fields, found.start())
         return None
 
-    def _candidates(self, message: str, context: Context) -> Iterator[int]:
+    def _candidates(self, message: str) -> list[int]:
         words = set(_WORDS.findall(message))
         numbers = [number for word in self._by_word.keys() & words for number in self._by_word[word]]
         numbers += (number for text, number in self._by_text if text in message)
-        yield from sorted(number for number in numbers if self._entries[number].words <= words)
-        if context.frames:
-            yield from self._by_frames
+        return sorted(number for number in numbers if self._entries[number].words <= words)
 
 
 @cache
@@ -267,6 +276,7 @@ def _check_pattern(key: str, text: str) -> None:
     if not is_bounded(text):
         raise RuleError(f"`{key}` repeats without end: write {{0,200}} instead of *, {{1,200}} instead of +.")
     try:
-        re.compile(text)
+        for source in [one.source for one in alternatives(text)] if key == "match" else [text]:
+            re.compile(source)
     except re.error as error:
         raise RuleError(f"`{key}` is no regular expression: {error}.") from error

@@ -146,6 +146,11 @@ def test_dumps_of_faulthandler_are_no_errors() -> None:
     assert [record.level for record in found] == [None, None, None]
 
 
+def test_an_excerpt_may_begin_with_a_line_of_source() -> None:
+    (record,) = records('    raise ValueError("no room")', "ValueError: no room")
+    assert [statement.number for statement in record.statements] == [2]
+
+
 def test_exceptions_that_python_ignores_are_no_errors() -> None:
     (record,) = records("Exception ignored in: <function Pool.__del__ at 0x7f>", *FRAMES, "OSError: gone")
     assert (record.level, record.is_traceback, exceptions(record)) == (None, False, [])

@@ -27,6 +27,8 @@ _CARETS = re.compile(r"\s*[~^]+\s*$")
 _CHAIN = re.compile(r"During handling of the above exception, another|The above exception was the direct cause")
 # faulthandler writes `line 3 in f`, without the comma: its dumps are no errors.
 _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
+_RAISING = re.compile(r"\s+raise \w")
+"""A line of source with which an excerpt may begin: its words are those of the exception that follows."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
 _IGNORED = "Exception ignored in"
 """What Python writes before the traceback of an exception that nobody could catch: the run goes on."""
@@ -204,8 +206,8 @@ class _Draft:
             self._follow(number, text, _GROUP_BAR.sub("", part))
 
     def _follow(self, number: int, line: str, text: str) -> None:
-        if text.endswith(TRACEBACK) or _FRAME.match(text):
-            if not _FRAME.match(text) and text != TRACEBACK:
+        if text.endswith(TRACEBACK) or _FRAME.match(text) or (self._state == "text" and _RAISING.match(text)):
+            if text.endswith(TRACEBACK) and text != TRACEBACK:
                 self._state_that(number, line, text)
             self.is_traceback, self._state = True, "frames"
         elif text.startswith(_IGNORED):

@@ -94,6 +94,8 @@ class Memory:
     alarms: tuple[LogRecorded, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     """What the run said of itself, by the names of the rules' fields."""
+    oom_kills: tuple[int, int] | None = None
+    """What the cgroup's counter of kills for memory said first, and last."""
     ended: CommandEnded | None = None
     log: str = ""
 
@@ -270,6 +272,8 @@ def _endpoint_sampled(memory: Memory, event: EndpointSampled) -> Result:
 
 def _host_sampled(memory: Memory, event: HostSampled) -> Result:
     """vLLM says nothing while it downloads (0.32, weight_utils.py: the hub's bars are off): its growing files do."""
+    if (count := event.oom_kill_count) is not None:
+        memory = replace(memory, oom_kills=(memory.oom_kills[0] if memory.oom_kills else count, count))
     grows = bool(event.download_bytes_per_s)
     if grows and memory.state in ("starting", "loading") and memory.phase != "weights":
         memory = replace(memory, state="downloading", downloads=True)
@@ -290,7 +294,8 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result
     state, reason = _end_state(memory, ended)
     memory, conclusions = _move(memory, event, state, reason)
     clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
-    findings = find_causes(clues, memory.facts, memory.log)
+    first, last = memory.oom_kills or (0, 0)
+    findings = find_causes(clues, memory.facts, memory.log, oom_kill_count=last - first)
     exited = Exited(**_stamp(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
+
 from vllm_probes.events import LogRecorded
 from vllm_probes.judges import ranksets
 from vllm_probes.judges.rules import Rule
@@ -13,6 +15,7 @@ from vllm_probes.rows import Finding
 MAX_RECORDS = 200
 """The first alarms of an attempt decide; a flood that follows adds nothing."""
 MAX_FINDINGS = 8
+KILLED_RULE = "worker-killed"
 UNKNOWN_WHY = "An error that no rule knows."
 UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
@@ -59,7 +62,12 @@ def clue_of(rules: Mapping[str, Rule], record: LogRecorded) -> Clue:
 
 
 def find_causes(
-    clues: Iterable[Clue], facts: Mapping[str, str], log: str, *, begin_is_missing: bool = False
+    clues: Iterable[Clue],
+    facts: Mapping[str, str],
+    log: str,
+    *,
+    begin_is_missing: bool = False,
+    oom_kill_count: int = 0,
 ) -> list[Finding]:
     """At most eight findings: the root cause, other causes, what followed, then notices, each group as in the log.
 
@@ -68,7 +76,10 @@ def find_causes(
         facts: what the run said of itself, by the names of the rules' fields.
         log: names the file.
         begin_is_missing: the log does not begin where the run began.
+        oom_kill_count: how many processes the kernel has killed for memory in the run's cgroup meanwhile.
     """
+    if oom_kill_count:
+        clues = [_killed_for_memory(clue, oom_kill_count) for clue in clues]
     told = [clue for clue in clues if (clue.rule is None or clue.rule.explains) and _is_worth_telling(clue, facts)]
     merged = _merge(told)
     order = sorted(merged, key=lambda one: (_TIERS[one[0].tier], one[0].line_number))
@@ -78,6 +89,14 @@ def find_causes(
     elif findings and findings[0].role == "consequence":
         findings[0] = _with(findings[0], why=f"{NOT_IN_LOG if begin_is_missing else NO_CAUSE} {findings[0].why}")
     return findings[:MAX_FINDINGS]
+
+
+def _killed_for_memory(clue: Clue, count: int) -> Clue:
+    """A worker that signal 9 ended while the kernel killed for memory."""
+    if clue.rule is None or clue.rule.id != KILLED_RULE:
+        return clue
+    why = f"The kernel killed for memory while this run lasted ({count} of its cgroup), and a worker was killed."
+    return replace(clue, rule=msgspec.structs.replace(clue.rule, class_="host_oom_killed", role="cause", why=why))
 
 
 def _is_worth_telling(clue: Clue, facts: Mapping[str, str]) -> bool:

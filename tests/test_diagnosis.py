@@ -63,6 +63,13 @@ def test_what_a_log_does_not_hold_is_said() -> None:
     assert findings(BANNER, OPAQUE)[0].why.startswith(NO_CAUSE)
 
 
+def test_exit_codes_are_decoded() -> None:
+    (finding,) = findings(OPAQUE.replace("{}", "{'EngineCore_DP0': -9, 'EngineCore_DP1': 1}"))
+    assert "-9 is SIGKILL" in finding.why
+    (finding,) = findings("Worker proc VllmWorker-1 died unexpectedly (exit code: -15)")
+    assert finding.why.endswith("-15 is SIGTERM: it was told to end.")
+
+
 def test_what_several_ranks_say_is_told_once_with_the_ranks() -> None:
     line = "(Worker_TP{rank} pid={rank}) ERROR 11-21 09:01:55 [w.py:1] torch.OutOfMemoryError: CUDA out of memory."
     (finding,) = findings(*(line.format(rank=rank) for rank in range(8)))

@@ -16,11 +16,21 @@ MAX_RECORDS = 200
 """The first alarms of an attempt decide; a flood that follows adds nothing."""
 MAX_FINDINGS = 8
 KILLED_RULE = "worker-killed"
+SIGNALS = {
+    4: "SIGILL: code for another processor",
+    6: "SIGABRT: it aborted itself (NCCL's watchdog, an exception in C++, a GPU core dump)",
+    7: "SIGBUS: mostly a full /dev/shm",
+    9: "SIGKILL: mostly the kernel, for memory (`dmesg | grep -i oom`)",
+    11: "SIGSEGV: native code crashed",
+    15: "SIGTERM: it was told to end",
+}
+"""What an exit code below zero stands for (signal(7))."""
 UNKNOWN_WHY = "An error that no rule knows."
 UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
 
+_EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 _TIERS = {"cause": 0, "symptom": 1, "consequence": 2, "notice": 3}
 Tier = Literal["cause", "symptom", "consequence", "notice"]
@@ -123,7 +133,7 @@ def _key(clue: Clue) -> object:
 def _finding(clue: Clue, writers: Sequence[str], facts: Mapping[str, str], log: str) -> Finding:
     rule = clue.rule
     told = advice(rule, {**facts, **clue.fields}) if rule else None
-    why = rule.why if rule else UNKNOWN_WHY
+    why = " ".join([rule.why if rule else UNKNOWN_WHY, *_signals(clue.fields)])
     return Finding(
         rule=rule.id if rule else None,
         class_=rule.class_ if rule else "other",
@@ -135,6 +145,13 @@ def _finding(clue: Clue, writers: Sequence[str], facts: Mapping[str, str], log: 
         why=f"{why} {ranksets.render(writers)} said so." if len(writers) > 1 else why,
         fix=" ".join(filter(None, (told, rule.fix if rule else UNKNOWN_FIX))),
     )
+
+
+def _signals(fields: Mapping[str, str]) -> Iterable[str]:
+    """The exit codes that a line names, in words."""
+    for number in dict.fromkeys(_EXIT_SIGNAL.findall(f"{fields.get('procs')} {fields.get('code')}")):
+        if meaning := SIGNALS.get(int(number)):
+            yield f"-{number} is {meaning}."
 
 
 def advice(rule: Rule, fields: Mapping[str, str]) -> str | None:

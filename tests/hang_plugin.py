@@ -1,12 +1,12 @@
 """A plugin of vLLM that makes one process hang: entry point `vllm.general_plugins`, loaded by every process of vLLM.
 
 Runs under the Python of real vLLM. As soon as the file that HANG_FILE names is there, the process that it speaks of
-stops where it says: `PLACE RANK FAULT`, such as `collective 1 lock`. PLACE is `collective` (just before an all-reduce),
-`step` (before anything of a step) or `schedule` (in the engine, RANK is then not looked at).
+stops where it says, and makes the file `HANG_FILE.struck`: `PLACE RANK FAULT`, such as `collective 1 lock`. With
+HANG_DISGUISE (`FILE:FUNCTION`, relative to vLLM's package) every function of this module on the stack bears that name.
 """
 
-import ctypes
 import functools
+import importlib.util
 import os
 import socket
 import subprocess
@@ -15,32 +15,68 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 
 def register() -> None:
     """Wrap the places at which a process can be made to hang."""
     from vllm.distributed.parallel_state import GroupCoordinator
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
     from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.worker.cpu_worker import CPUWorker
     from vllm.v1.worker.gpu_worker import Worker
 
-    GroupCoordinator.all_reduce = _wrapped(GroupCoordinator.all_reduce, "collective", lambda self: self.rank)
-    Worker.execute_model = _wrapped(Worker.execute_model, "step", lambda self: self.rank)
-    Scheduler.schedule = _wrapped(Scheduler.schedule, "schedule", lambda self: 0)
+    for owner, name, place in (
+        (GroupCoordinator, "all_reduce", "collective"),
+        (Worker, "execute_model", "step"),
+        (CPUWorker, "init_device", "device"),
+        (DefaultModelLoader, "load_weights", "load"),
+        (Scheduler, "schedule", "schedule"),
+        (AsyncLLM, "add_request", "front"),
+    ):
+        setattr(owner, name, _wrapped(getattr(owner, name), place))
 
 
-def _wrapped(function: Any, place: str, rank_of: Callable[[Any], int]) -> Any:
+def _wrapped(function: Any, place: str) -> Any:
     order = Path(os.environ["HANG_FILE"])
 
-    @functools.wraps(function)
     def hanging(self: Any, *arguments: Any, **options: Any) -> Any:
         if order.exists():
             wanted, rank, fault = order.read_text().split()
-            if (wanted, int(rank)) == (place, rank_of(self)):
-                FAULTS[fault]()
+            if wanted == place and int(rank) == _rank(self):
+                Path(f"{order}.struck").touch()
+                _disguised(FAULTS[fault])()
+                if fault == "once_more" and not getattr(self, "hung", False):
+                    self.hung = True
+                    function(self, *arguments, **options)
         return function(self, *arguments, **options)
 
-    return hanging
+    return functools.wraps(function)(_disguised(hanging))
+
+
+def _rank(owner: Any) -> int:
+    """Of the worker; a loader has to ask; 0 in the engine and in front of it."""
+    if type(owner).__name__ == "DefaultModelLoader":
+        from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+
+        return int(get_tensor_model_parallel_rank())
+    return int(getattr(owner, "rank", 0))
+
+
+def _disguised(function: Any) -> Any:
+    file, _, name = os.environ.get("HANG_DISGUISE", "").partition(":")
+    spec = importlib.util.find_spec("vllm")
+    if not name or spec is None or spec.origin is None:
+        return function
+    path = str(Path(spec.origin).parent / file)
+    code = function.__code__.replace(co_filename=path, co_name=name, co_qualname=name)
+    return FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
+
+
+def sleep() -> None:
+    time.sleep(1000)
 
 
 def take_a_lock_twice() -> None:
@@ -57,7 +93,7 @@ def loop_in_python() -> None:
 
 
 def loop_in_native_code() -> None:
-    ctypes.PyDLL(None).usleep  # noqa: B018 - loads the library
+    """Holds the GIL for minutes."""
     pow(3, 10**9)
 
 
@@ -65,6 +101,15 @@ def read_a_pipe() -> None:
     path = Path(f"{os.environ['HANG_FILE']}.{os.getpid()}")
     os.mkfifo(path)
     path.read_bytes()
+
+
+def read_slowly() -> None:
+    """80 MB at 2 MB a second, as from a slow disk, and then it goes on."""
+    path = Path(f"{os.environ['HANG_FILE']}.weights")
+    path.write_bytes(bytes(80 << 20))
+    with path.open("rb", buffering=0) as file:
+        while file.read(1 << 20):
+            time.sleep(0.5)
 
 
 def wait_for_a_child() -> None:
@@ -76,15 +121,27 @@ def wait_on_a_socket() -> None:
     ours.recv(1)
 
 
+def fail() -> None:
+    raise RuntimeError("a rank that fails")
+
+
+def go_on() -> None:
+    pass
+
+
 FAULTS: dict[str, Callable[[], object]] = {
-    "sleep": lambda: time.sleep(1000),
+    "sleep": sleep,
     "lock": take_a_lock_twice,
     "python_loop": loop_in_python,
     "native_loop": loop_in_native_code,
     "read": read_a_pipe,
     "subprocess": wait_for_a_child,
     "socket": wait_on_a_socket,
+    "slow_read": read_slowly,
+    "raise": fail,
+    "once_more": go_on,
 }
+"""`slow_read` is none; `once_more`: the wrapped call is made twice, once."""
 
 
 def install(folder: Path) -> None:

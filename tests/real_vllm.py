@@ -63,9 +63,11 @@ class RealVllm:
         }
         return os.environ | own
 
-    def serve_argv(self, port: int, tensor_parallel: int = 2, eager: bool = True) -> list[str]:
+    def serve_argv(
+        self, port: int, tensor_parallel: int = 2, eager: bool = True, model: str | None = None
+    ) -> list[str]:
         """A `vllm serve` of the tiny model: ready after about 25 s when eager, else 50 s, 23 of them one compile."""
-        argv = [str(self.vllm), "serve", str(self.model), "--host", "127.0.0.1", "--port", str(port)]
+        argv = [str(self.vllm), "serve", model or str(self.model), "--host", "127.0.0.1", "--port", str(port)]
         argv += ["--max-model-len", "256", "--tensor-parallel-size", str(tensor_parallel)]
         return [*argv, "--enforce-eager"] if eager else argv
 

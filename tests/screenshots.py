@@ -57,10 +57,9 @@ def in_state(*states: str) -> Callable[[VllmTui], bool]:
     return lambda app: app.situation.model.state in states
 
 
-def hangs(app: VllmTui) -> bool:
-    """One GPU does nothing while the others spin."""
-    busy = [row.busy_percent for row in app.situation.model.gpus.rows.values()]
-    return busy.count(0) == 1 and busy.count(100) == len(busy) - 1
+def stalled(app: VllmTui) -> bool:
+    attempt = app.situation.attempt
+    return attempt is not None and attempt.verdict is not None and attempt.verdict.health == "stalled"
 
 
 async def demo_pictures() -> None:
@@ -70,8 +69,8 @@ async def demo_pictures() -> None:
         for size in ((80, 24), (120, 36), (200, 50)):
             await picture(folder, "demo", size, [], in_state("serving"))
         for size in ((80, 24), (120, 36), (200, 50)):
-            await picture(folder, "hang", size, [], hangs)
-        await picture(folder, "stacks", (200, 50), ["s"], in_state("serving"))
+            await picture(folder, "hang", size, [], stalled)
+            await picture(folder, "stacks", size, ["s"], stalled)
         await picture(folder, "help", (120, 36), ["question_mark"], in_state("serving"))
         stop_run(folder.path)
         run.wait()

@@ -9,6 +9,7 @@ from vllm_probes.model import SessionModel
 from vllm_tui import actions
 from vllm_tui.app import VllmTui
 from vllm_tui.screens.main import MainScreen
+from vllm_tui.screens.stacks import StacksPage
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.widgets.log_view import LogView
 
@@ -23,17 +24,27 @@ def situation(*, ended: bool = False, connection: Connection = "live", **more: o
     return Situation(model=model, connection=connection, **more)  # type: ignore[arg-type]
 
 
+def keys_of(*places: actions.Place) -> list[str]:
+    return [key for action in actions.ACTIONS if action.place in places for key in action.keys.split(",")]
+
+
 def test_ids_and_keys_are_unique() -> None:
-    keys = list(itertools.chain.from_iterable(action.keys.split(",") for action in actions.ACTIONS))
+    keys = keys_of("app", "screen")
     keys += list(itertools.chain.from_iterable(binding.key.split(",") for binding in LogView.BINDINGS))  # type: ignore[union-attr]
     assert len(keys) == len(set(keys))
     assert len(actions.BY_ID) == len(actions.ACTIONS)
 
 
+def test_on_the_page_of_stacks_only_the_keys_of_a_recording_mean_something_else() -> None:
+    keys = keys_of("stacks")
+    assert len(keys) == len(set(keys))
+    assert set(keys) & set(keys_of("app")) == {"less_than_sign", "greater_than_sign"}
+
+
 @pytest.mark.parametrize("action", actions.ACTIONS, ids=lambda action: action.id)
 def test_every_action_is_there(action: actions.Action) -> None:
-    place, _, call = action.run.partition(".")
-    owner = {"app": VllmTui, "screen": MainScreen}[place]
+    call = action.run.partition(".")[2]
+    owner = {"app": VllmTui, "screen": MainScreen, "stacks": StacksPage}[action.place]
     assert callable(getattr(owner, f"action_{call.partition('(')[0]}"))
 
 
@@ -59,7 +70,7 @@ def test_nothing_is_changed_without_a_keeper_that_takes_commands(action_id: str,
 def test_what_needs_a_running_vllm_says_so() -> None:
     ended = situation(ended=True)
     blocked = [action.id for action in actions.ACTIONS if action.group != "Replay" and action.reason(ended)]
-    assert blocked == ["stacks", "stop", "detach"]
+    assert blocked == ["stacks", "probe", "stop", "detach"]
 
 
 def test_a_blocked_lever_says_why_but_can_be_taken_off() -> None:

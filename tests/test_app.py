@@ -167,7 +167,7 @@ async def test_a_disk_is_spoken_of_when_it_is_soon_full(
 
 async def test_the_room_of_a_wide_screen_is_used(script: Script, tmp_path: Path) -> None:
     async with running(serving(script, tmp_path), tmp_path, size=(200, 50)) as (app, pilot):
-        await shows(app, pilot, "threads", "written", "last 7.0 s", "F process", "n next", "Ctrl+P commands")
+        await shows(app, pilot, "threads", "written", "last 7.0 s", "F process", "p probe", "Ctrl+P commands")
 
 
 async def test_levers_and_settings_are_marked_and_explained(script: Script, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from vllm_probes.events import Event, LogRecorded, LogSampled, Stamp
 from vllm_probes.judges.rules import load_rules
 from vllm_probes.sensors.logfile import KNOWN_PER_SAMPLE, REPEAT_S, UNKNOWN_PER_SAMPLE, LogSensor
+from vllm_probes.sensors.probe import MARK
 
 RULES = load_rules()
 READY = "(EngineCore pid=2) INFO 11-21 08:53:42 [core.py:402] "
@@ -70,6 +71,15 @@ def test_known_lines_and_alarms_are_told_and_the_size(sensor: LogSensor, log: Pa
     assert isinstance(sampled, LogSampled)
     assert (sampled.line_count, sampled.error_count, sampled.size_bytes) == (4, 1, log.stat().st_size)
     assert sensor.sample(stamp()) == []
+
+
+def test_answers_to_our_own_questions_are_heartbeats(sensor: LogSensor, log: Path) -> None:
+    access = 'INFO:     127.0.0.1:53422 - "{} HTTP/1.1" 200 OK'
+    ours = ["GET /metrics", "GET /health", f"GET /v1/models{MARK}", f"POST /v1/completions{MARK}"]
+    write(log, *(access.format(request) for request in (*ours, "POST /v1/completions", "GET /v1/models")))
+    sampled = sensor.sample(stamp())[-1]
+    assert isinstance(sampled, LogSampled)
+    assert (sampled.line_count, sampled.heartbeat_count) == (6, 4)
 
 
 def test_names_are_learned_and_the_latest_stays(sensor: LogSensor, log: Path) -> None:

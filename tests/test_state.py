@@ -169,6 +169,11 @@ def test_vllm_is_recognised_by_any_sign(sign: str) -> None:
     assert story.states()[:2] == ["running", "starting"]
 
 
+def test_ranks_of_another_program_are_no_vllm() -> None:
+    row = ProcessRow(pid=5, parent_pid=1, started=0, process="train.py", role="worker", rank=0)
+    assert Story(expects_vllm=False).add(ProcessesSampled, rows=[row]).states() == ["running"]
+
+
 def test_a_script_serves_while_its_bar_moves() -> None:
     story = Story(expects_vllm=False).phases("engine_spawn", "weights", "engine_ready")
     story.log("generation", fields={"done": "1", "total": "2"}).log("generation", fields={"done": "2", "total": "2"})

@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from vllm_probes.events import AttemptStarted, CommandEnded, Event, Exited, LogRecorded, SessionStarted, StateChanged
+from vllm_probes.events import (
+    AttemptStarted,
+    CommandEnded,
+    Event,
+    Exited,
+    LogRecorded,
+    SessionStarted,
+    StateChanged,
+    VerdictChanged,
+)
 from vllm_probes.judges.frames import load_frames
 from vllm_probes.judges.judging import Knowledge
 from vllm_probes.judges.rules import load_rules
@@ -41,7 +50,7 @@ def recorded(folder: Path) -> list[Event | None]:
 @pytest.mark.parametrize("lost_lines", [0, 1, 2])
 def test_conclusions_that_were_not_written_any_more_are_drawn_again(ended: Path, lost_lines: int) -> None:
     whole = recorded(ended)
-    assert [type(event) for event in whole[-3:]] == [CommandEnded, StateChanged, Exited]
+    assert [type(event) for event in whole[-4:]] == [CommandEnded, StateChanged, Exited, VerdictChanged]
     path = ended / "events.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[: len(lines) - lost_lines]) + (lines[-1][:40] if lost_lines else b""))

@@ -45,6 +45,10 @@ class CaptureStacks(Command, frozen=True, kw_only=True, tag="capture_stacks"):
     """Stacks of every process, now."""
 
 
+class Probe(Command, frozen=True, kw_only=True, tag="probe"):
+    """Send one request for one token; `probe_finished` tells what came of it."""
+
+
 class StartNow(Command, frozen=True, kw_only=True, tag="start_now"):
     """Let a relaunch that waits wait no longer."""
 
@@ -57,7 +61,7 @@ class _Numbered(msgspec.Struct):
     id: int = 0
 
 
-AnyCommand = Hello | Stop | Relaunch | StartNow | EndHolders | CaptureStacks
+AnyCommand = Hello | Stop | Relaunch | StartNow | EndHolders | CaptureStacks | Probe
 
 _DECODER = msgspec.json.Decoder(AnyCommand)
 

@@ -13,6 +13,7 @@ from vllm_probes.events import (
     ENDED_STATES,
     AttemptStarted,
     CommandEnded,
+    DeadlineChanged,
     DiskSampled,
     DoingChanged,
     EndpointSampled,
@@ -30,11 +31,13 @@ from vllm_probes.events import (
     LogSampled,
     ModelRestored,
     PhaseChanged,
+    ProbeFinished,
     ProcessesSampled,
     ProgressChanged,
     SessionStarted,
     SignalSent,
     StacksCaptured,
+    StallAnswered,
     State,
     StateChanged,
     StopRequested,
@@ -73,9 +76,15 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     """What the relaunch that follows this attempt waits for."""
     limit: LimitChanged | None = None
     verdict: VerdictChanged | None = None
+    hang: list[VerdictChanged] = []
+    """The first `suspect` and the first `stalled` since things last moved."""
+    deadline: DeadlineChanged | None = None
     doing: DoingChanged | None = None
+    probe: ProbeFinished | None = None
+    """The latest."""
     gpu_before_bytes: dict[int, int] = {}
     """What each GPU had in use when this attempt began, by index."""
+    stall_answers: list[StallAnswered] = []
     arrived: dict[str, LeverChecked] = {}
     """By lever id."""
     own_clients: list[str] = []
@@ -199,8 +208,18 @@ def _endpoint_sampled(model: SessionModel, event: EndpointSampled) -> None:
             shown.engines = {}  # only the latest ones are shown engine by engine
         model.rates = [*model.rates, engine_rates(model.endpoint, event)][-HISTORY_LENGTH:]
     model.endpoint = event
-    if (attempt := model.attempt) and (new := [one for one in event.own_clients if one not in attempt.own_clients]):
+    _note_own_clients(model, event.own_clients)
+
+
+def _note_own_clients(model: SessionModel, clients: list[str]) -> None:
+    if (attempt := model.attempt) and (new := [one for one in clients if one not in attempt.own_clients]):
         attempt.own_clients = [*attempt.own_clients, *new][-OWN_CLIENTS_LENGTH:]
+
+
+def _probe_finished(model: SessionModel, event: ProbeFinished) -> None:
+    if attempt := model.attempt:
+        attempt.probe = event
+    _note_own_clients(model, event.own_clients)
 
 
 def _gpus_sampled(model: SessionModel, event: GpusSampled) -> None:
@@ -222,6 +241,11 @@ def _signal_sent(model: SessionModel, event: SignalSent) -> None:
         attempt.signals = [*attempt.signals, event][-NOTES_LENGTH:]
 
 
+def _stall_answered(model: SessionModel, event: StallAnswered) -> None:
+    if attempt := model.attempt:
+        attempt.stall_answers = [*attempt.stall_answers, event][-NOTES_LENGTH:]
+
+
 def _state_changed(model: SessionModel, event: StateChanged) -> None:
     if attempt := model.attempt:
         attempt.state, attempt.state_reason, attempt.state_since_mono = event.state, event.reason, event.mono
@@ -235,6 +259,14 @@ def _phase_changed(model: SessionModel, event: PhaseChanged) -> None:
 def _lever_checked(model: SessionModel, event: LeverChecked) -> None:
     if attempt := model.attempt:
         attempt.arrived[event.lever] = event
+
+
+def _verdict_changed(model: SessionModel, event: VerdictChanged) -> None:
+    if attempt := model.attempt:
+        attempt.verdict = event
+        before = [] if event.health == "ok" else attempt.hang
+        is_new = event.health in ("suspect", "stalled") and all(one.health != event.health for one in before)
+        attempt.hang = [*before, event] if is_new else before
 
 
 def _keep_on_attempt(field: str) -> Callable[[SessionModel, Any], None]:
@@ -271,15 +303,18 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     LogRecorded: _log_recorded,
     ProcessesSampled: _processes_sampled,
     EndpointSampled: _endpoint_sampled,
+    ProbeFinished: _probe_finished,
     GpusSampled: _gpus_sampled,
     GpuFaulted: _gpu_faulted,
     HostSampled: _keep("host"),
     GateChanged: _keep_on_attempt("gate"),
     LimitChanged: _keep_on_attempt("limit"),
-    VerdictChanged: _keep_on_attempt("verdict"),
+    VerdictChanged: _verdict_changed,
+    DeadlineChanged: _keep_on_attempt("deadline"),
     DoingChanged: _keep_on_attempt("doing"),
     DiskSampled: _keep("disk"),
     StacksCaptured: _append("stacks"),
+    StallAnswered: _stall_answered,
     LeverChecked: _lever_checked,
     FileAppeared: _append("files"),
     StopRequested: _keep_on_attempt("stop"),

@@ -31,6 +31,8 @@ class DebugSetting(Row, frozen=True, kw_only=True):
     """As one would type it: `--enforce-eager` or `NCCL_DEBUG=INFO`."""
     origin: Literal["lever", "typed", "inherited"]
     cost: str
+    patience: float = 1.0
+    """How many times longer a healthy step may take with it."""
 
 
 class ProcessRow(Row, frozen=True, kw_only=True):
@@ -142,6 +144,20 @@ class LatencyWindow(Row, frozen=True, kw_only=True):
     """End of the lowest bucket: a quantile up to there is only known to be no longer (of `queue` 0.3 s in 0.32)."""
 
 
+class Light(Row, frozen=True, kw_only=True):
+    """What one of the three questions of a probe came to."""
+
+    name: Literal["health", "metrics", "probe"]
+    """`probe`: the request for one token."""
+    outcome: Literal["ok", "failed", "timeout", "refused"]
+    """`failed`: an answer that is none of success, or a connection that broke."""
+    status: int | None = None
+    """HTTP status; None: no answer."""
+    latency_s: float | None = None
+    said: str = ""
+    """A few words; secrets removed."""
+
+
 class Evidence(Row, frozen=True, kw_only=True):
     """One reason for a conclusion: what was looked at, and what it was."""
 
@@ -189,6 +205,10 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     """Innermost first."""
     active: bool | None = None
     """It runs, as py-spy sees it."""
+    moves: bool | None = None
+    """Of one that runs: a moment later its innermost call was at another line. None: that was not looked at."""
+    source: str | None = None
+    """Of one that runs: the line of source that its innermost call is at."""
     state: str | None = None
     """R S D T t …, as in /proc/PID/task/TID/stat."""
     cpu_ticks: int | None = None

@@ -1,133 +1,181 @@
 """Real hangs of real vLLM, two ranks on the CPU, and what is said of them: `python -m tests.benchmarks.hangs [CASE …]`.
 
-A case is `PLACE:RANK:FAULT` of the plugin (`collective:1:lock`), or `stop:PROCESS` (SIGSTOP from outside). Prints one
-line each: seconds from the fault to `stalled`, kind, culprits, what they do, and whether all of it is right.
+Prints a line for each: seconds from the fault to `suspect` and to `stalled`, kind, culprits, what they do, and whether
+all of it is right: nothing said before the fault; while serving `stalled` within 15 s; in a start `suspect` within 20 s
+and `stalled` after 60 s and within 75 s.
+
+A case is `PLACE:RANK:FAULT` of the plugin (`collective:1:lock`), `stop:PROCESS` (SIGSTOP from outside),
+`freeze:PROCESS` (the freezer of a cgroup), or one of the starts (`weights`, `hub`, `hub_lock`). With `+flight` requests
+run when the fault strikes, else it strikes the first one after idle; with `+disguise` the functions of the plugin bear
+the name of one of vLLM's in every stack.
 """
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-import urllib.request
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests import hang_plugin
-from tests.benchmarks.measure import PROGRAM, own_state
+from tests.benchmarks.measure import own_state
+from tests.benchmarks.obstacles import Obstacle, frozen, held_hub_lock, pipe_for_weights, silent_hub
+from tests.benchmarks.server import Server
 from tests.real_vllm import RealVllm, provision
 
-CASES = [
-    *(f"{place}:{rank}:{fault}" for fault in hang_plugin.FAULTS for place in ("collective", "step") for rank in (0, 1)),
-    "schedule:0:lock",
-    "schedule:0:python_loop",
-    "stop:Worker_TP0",
-    "stop:Worker_TP1",
-    "stop:EngineCore",
+WAITS = ("sleep", "lock", "python_loop", "native_loop", "read", "subprocess", "socket")
+IN_WORKERS = [f"{place}:{rank}:{fault}" for fault in WAITS for place in ("collective", "step") for rank in (0, 1)]
+OTHERS = [
+    "step:1:raise",
+    "collective:1:raise",
+    "collective:0:once_more",
+    *(f"{place}:0:{fault}" for place in ("schedule", "front") for fault in ("lock", "python_loop", "read")),
+    *(f"stop:{process}" for process in ("Worker_TP0", "Worker_TP1", "EngineCore")),
+    *(f"freeze:{process}" for process in ("Worker_TP1", "EngineCore")),
 ]
-READY_S, TOLD_S = 240.0, 40.0
+STARTS = ["load:1:sleep", "load:0:lock", "device:1:read", "weights", "hub", "hub_lock"]
+CASES = [*(f"{case}{more}" for case in (*IN_WORKERS, *OTHERS) for more in ("", "+flight+disguise")), *STARTS]
+DISGUISES = {
+    "collective": "distributed/parallel_state.py:all_reduce",
+    "step": "v1/worker/gpu_model_runner.py:execute_model",
+    "schedule": "v1/core/sched/scheduler.py:schedule",
+    "front": "v1/engine/async_llm.py:generate",
+}
+READY_S, TOLD_S, START_TOLD_S = 240.0, 40.0, 150.0
+SERVING_STALLED_S, START_SUSPECT_S, START_STALLED_S = 15.0, 20.0, (60.0, 75.0)
+OBSTACLES: dict[str, Callable[[RealVllm, Path], Obstacle]] = {
+    "weights": pipe_for_weights,
+    "hub": silent_hub,
+    "hub_lock": held_hub_lock,
+}
 
 
-class Run:
-    """One server, started through the program."""
+@dataclass(frozen=True)
+class Expected:
+    """What has to be said. `process` None: of any process."""
 
-    def __init__(self, real: RealVllm, environment: dict[str, str]) -> None:
-        self.port, self.model = real.free_port(), str(real.model)
-        argv = [*PROGRAM, "run", "--headless", "--", *real.serve_argv(self.port)]
-        self.process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.events: list[dict[str, Any]] = []
-        self.pids: dict[str, int] = {}
-        threading.Thread(target=self._read, daemon=True).start()
+    kind: str
+    process: str | None
+    doing: str
 
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            event = json.loads(line)
-            self.pids |= {row["process"]: row["pid"] for row in event.get("rows", []) if "process" in row}
-            self.events.append(event)
-
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        return [event for event in self.events if event["event"] == kind]
-
-    def until(self, kind: str, wait_s: float, **fields: Any) -> dict[str, Any] | None:
-        """The first such event."""
-        deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline:
-            for event in self.of(kind):
-                if all(event.get(name) == value for name, value in fields.items()):
-                    return event
-            time.sleep(0.1)
-        return None
-
-    def request(self, tokens: int = 200) -> None:
-        """One request in flight, whatever becomes of it."""
-        body = json.dumps({"model": self.model, "prompt": "hello", "max_tokens": tokens, "ignore_eos": True})
-        url = f"http://127.0.0.1:{self.port}/v1/completions"
-        request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
-
-        def send() -> None:
-            with suppress(OSError):
-                urllib.request.urlopen(request, timeout=120).read()
-
-        threading.Thread(target=send, daemon=True).start()
-
-    def end(self) -> None:
-        for process in ("Worker_TP0", "Worker_TP1", "EngineCore"):
-            with suppress(ProcessLookupError):
-                os.kill(self.pids.get(process, 1 << 30), signal.SIGKILL)
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+    def is_met(self, verdict: dict[str, Any]) -> bool:
+        named = verdict["culprits"]
+        is_right = all(one["doing"] == self.doing and self.process in (None, one["process"]) for one in named)
+        return bool(named) and verdict["kind"] == self.kind and is_right
 
 
-def expected(case: str) -> tuple[str, str]:
-    """(culprit, what it does)."""
+def expected(case: str) -> Expected:
     place, _, rest = case.partition(":")
-    if place == "stop":
-        return rest, "stopped"
+    if place in ("stop", "freeze"):
+        return Expected("process_stopped", rest, "stopped")
+    if place in OBSTACLES:
+        return Expected(
+            *{"weights": ("load_stuck", None, "read"), "hub": ("download_stuck", None, "socket")}.get(
+                place, ("download_stuck", None, "lock")
+            )
+        )
     rank, fault = rest.split(":")
-    return ("EngineCore" if place == "schedule" else f"Worker_TP{rank}"), fault
+    doing = {"raise": "idle", "once_more": "idle"}.get(fault, fault)
+    if fault == "once_more":  # and the peer, which is through, is the one that is absent
+        rank = str(1 - int(rank))
+    match place:
+        case "schedule":
+            return Expected("engine_stuck", "EngineCore", doing)
+        case "front":
+            return Expected("frontend_stuck", "APIServer", doing)
+        case "load" | "device":
+            return Expected("load_stuck" if place == "load" else "startup_stuck", None, doing)
+    return Expected("rank_absent", f"Worker_TP{rank}", doing)
 
 
-def judge(real: RealVllm, case: str) -> bool:
-    with own_state() as state, tempfile.TemporaryDirectory() as folder:
-        hang_plugin.install(Path(folder, "plugin"))
-        order = Path(folder, "order")
-        environment = {**real.env, **state, "PYTHONPATH": f"{folder}/plugin", "HANG_FILE": str(order)}
-        run = Run(real, environment)
-        try:
-            return measure(run, case, order)
-        finally:
-            run.end()
+def judge(real: RealVllm, text: str) -> bool:
+    """Whether all that was said of one case is right."""
+    case, *more = text.split("+")
+    with ExitStack() as stack:
+        environment = {**real.env, **stack.enter_context(own_state())}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        hang_plugin.install(folder / "plugin")
+        order = folder / "order"
+        environment |= {"PYTHONPATH": f"{folder}/plugin", "HANG_FILE": str(order)}
+        if "disguise" in more:
+            environment["HANG_DISGUISE"] = DISGUISES.get(case.partition(":")[0], "")
+        if case in OBSTACLES:
+            model, own = OBSTACLES[case](real, folder).enter(stack)
+            environment |= own
+        elif case.partition(":")[0] in ("load", "device"):
+            model = str(real.model)
+            order.write_text(case.replace(":", " "))
+        else:
+            return _while_serving(_started(stack, real, environment, str(real.model)), case, order, text)
+        return _at_start(_started(stack, real, environment, model), case, text)
 
 
-def measure(run: Run, case: str, order: Path) -> bool:
-    if run.until("state_changed", READY_S, state="idle") is None:
-        print(f"{case:<28} never ready")
+def _started(stack: ExitStack, real: RealVllm, environment: dict[str, str], model: str) -> Server:
+    port = real.free_port()
+    server = Server(real.serve_argv(port, model=model), environment, port, model)
+    stack.callback(server.end)
+    return server
+
+
+def _while_serving(server: Server, case: str, order: Path, text: str) -> bool:
+    if not server.is_ready(READY_S):
+        print(f"{text:<40} never ready", flush=True)
         return False
-    culprit, doing = expected(case)
-    began = time.time()
-    if case.startswith("stop:"):
-        os.kill(run.pids[culprit], signal.SIGSTOP)
-    else:
-        draft = order.with_suffix(".draft")
-        draft.write_text(case.replace(":", " "))
-        draft.rename(order)
-    run.request()
-    told = run.until("verdict_changed", TOLD_S, health="stalled")
-    early = [event["health"] for event in run.of("verdict_changed") if event["time"] < began]
-    if told is None:
-        print(f"{case:<28} MISSED {early}")
-        return False
-    named = [(one["process"], one["doing"]) for one in told["culprits"]]
-    right = named == [(culprit, doing)] and not early
-    print(
-        f"{case:<28} {told['time'] - began:5.1f} s  {told['kind']:<16} {named} {'right' if right else 'WRONG'}",
-        flush=True,
-    )
+    early = len(server.of("verdict_changed"))
+    with _traffic(server, is_on="+flight" in text), _fault(server, case, order) as struck:
+        server.send()
+        stalled = server.until("verdict_changed", TOLD_S, lambda event: event["health"] == "stalled")
+    if (mark := Path(f"{order}.struck")).exists():
+        struck = mark.stat().st_mtime
+    took_s = stalled["time"] - struck if stalled else TOLD_S
+    return _report(server, case, text, struck, is_in_time=took_s <= SERVING_STALLED_S and not early)
+
+
+@contextmanager
+def _traffic(server: Server, *, is_on: bool) -> Iterator[None]:
+    if is_on:
+        server.send(4, tokens=200)
+        server.until("state_changed", 20, lambda event: event["state"] == "serving")
+    yield
+
+
+@contextmanager
+def _fault(server: Server, case: str, order: Path) -> Iterator[float]:
+    """The fault takes effect; unix seconds of that moment."""
+    place, _, process = case.partition(":")
+    with ExitStack() as stack:
+        if place == "stop":
+            os.kill(server.pid_of(process), signal.SIGSTOP)
+        elif place == "freeze":
+            stack.enter_context(frozen(server.pid_of(process)))
+        else:
+            draft = order.with_suffix(".draft")
+            draft.write_text(case.replace(":", " "))
+            draft.rename(order)
+        yield time.time()
+
+
+def _at_start(server: Server, case: str, text: str) -> bool:
+    server.until("verdict_changed", START_TOLD_S, lambda event: event["health"] == "stalled")
+    first = {event["health"]: event for event in reversed(server.of("verdict_changed"))}
+    quiet = next((event["since"] for event in first.values() if event.get("since")), server.began)
+    told_s = {health: event["time"] - quiet for health, event in first.items()}
+    least_s, most_s = START_STALLED_S
+    in_time = told_s.get("suspect", 1e9) <= START_SUSPECT_S and least_s <= told_s.get("stalled", 1e9) <= most_s
+    return _report(server, case, text, quiet, is_in_time=in_time)
+
+
+def _report(server: Server, case: str, text: str, struck: float, *, is_in_time: bool) -> bool:
+    verdicts = [event for event in server.of("verdict_changed") if event["health"] != "ok"]
+    right = bool(verdicts) and all(expected(case).is_met(one) for one in verdicts) and is_in_time
+    told = "  ".join(f"{one['health']} {one['time'] - struck:5.1f} s" for one in verdicts) or "nothing was said"
+    named = [(one["process"], one["doing"], one["frame"]) for one in verdicts[-1]["culprits"]] if verdicts else []
+    kind = verdicts[-1]["kind"] if verdicts else ""
+    print(f"{text:<40} {'right' if right else 'WRONG'}  {told}  {kind} {named}", flush=True)
     return right
 
 

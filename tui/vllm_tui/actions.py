@@ -8,7 +8,9 @@ from textual.binding import Binding
 
 from vllm_tui.situation import Situation
 
-Group = Literal["vLLM", "Log", "Screen", "Replay"]
+Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Replay"]
+Place = Literal["app", "screen", "stacks"]
+"""Where a key works: on every screen, on the main one, on the page of stacks."""
 Reason = Callable[[Situation], str | None]
 """Why an action cannot be done now, as a sentence; None: it can."""
 
@@ -34,6 +36,12 @@ def may_stop(situation: Situation) -> str | None:
 
 def may_capture(situation: Situation) -> str | None:
     return may_send(situation) or (None if situation.alive else "Nothing runs any more.")
+
+
+def may_probe(situation: Situation) -> str | None:
+    if reason := may_capture(situation):
+        return reason
+    return None if situation.model.endpoint else "No server of this session has been seen yet."
 
 
 def may_show_stacks(situation: Situation) -> str | None:
@@ -79,7 +87,7 @@ NEVER = 99
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing a key does. `run` is a Textual action, of the app or of the main screen."""
+    """One thing a key does. `run` is a Textual action, of the app or of the screen that the key works on."""
 
     id: str
     keys: str
@@ -95,6 +103,12 @@ class Action:
     """Name in the palette, where the label says too little there."""
 
     @property
+    def place(self) -> Place:
+        if self.group == "Stacks page":
+            return "stacks"
+        return "app" if self.run.startswith("app.") else "screen"
+
+    @property
     def key_label(self) -> str:
         """The first key as it is written on a keyboard."""
         key = self.keys.partition(",")[0]
@@ -105,6 +119,8 @@ class Action:
 ACTIONS: tuple[Action, ...] = (
     Action("stacks", "s", "stacks", "capture the Python stacks of every process and show them",
            "vLLM", "app.capture_stacks", 3, may_show_stacks),
+    Action("probe", "p", "probe", "ask the server for one token, beside /health and /metrics: does the engine answer?",
+           "vLLM", "app.probe", 9, may_probe),
     Action("eager", "e", "eager", "relaunch with --enforce-eager; again: without it",
            "vLLM", "app.toggle_lever('eager')", 5, may_pull("eager"), "Relaunch: eager"),
     Action("blocking", "b", "blocking", "relaunch with CUDA_LAUNCH_BLOCKING=1; again: without it",
@@ -149,6 +165,26 @@ ACTIONS: tuple[Action, ...] = (
            "Screen", "screen.toggle_panels", 14),
     Action("details", "D", "details", "command, debug settings with their cost, attempts, GPUs, host, troubles",
            "Screen", "app.show_details", 16),
+    Action("stacks-view", "v", "processes", "process by process, or all of them in one drawing",
+           "Stacks page", "screen.switch('merged')", title="Stacks: process by process, or merged"),
+    Action("stacks-threads", "t", "threads", "their other threads as well",
+           "Stacks page", "screen.switch('all_threads')", title="Stacks: other threads"),
+    Action("stacks-lines", "l", "lines", "tell calls apart by their lines as well, not by function alone",
+           "Stacks page", "screen.switch('by_line')", title="Stacks: by line"),
+    Action("stacks-fold", "f", "unfold", "every call, or only those that tell something",
+           "Stacks page", "screen.switch('folded')", title="Stacks: fold or unfold"),
+    Action("stacks-older", "left_square_bracket,less_than_sign", "older", "show the capture before",
+           "Stacks page", "screen.older(1)", title="Stacks: older"),
+    Action("stacks-newer", "right_square_bracket,greater_than_sign", "newer", "show the next capture",
+           "Stacks page", "screen.older(-1)", title="Stacks: newer"),
+    Action("stacks-next", "n", "next part", "go to the next process or tree",
+           "Stacks page", "screen.next_part(False)", title="Stacks: next part"),
+    Action("stacks-previous", "N", "part before", "go to the process or tree before",
+           "Stacks page", "screen.next_part(True)", title="Stacks: part before"),
+    Action("stacks-copy", "y", "copy", "copy what is shown to the clipboard",
+           "Stacks page", "screen.copy", title="Stacks: copy"),
+    Action("stacks-save", "w", "save", "write everything of this capture to a text file beside its snapshots",
+           "Stacks page", "screen.save", title="Stacks: save"),
     Action("pause", "space", "pause", "pause the recording, or go on",
            "Replay", "app.replay('toggle_pause')", 3, replays),
     Action("step", "full_stop", "step", "pause and play one moment",
@@ -169,15 +205,15 @@ ACTIONS: tuple[Action, ...] = (
 # fmt: on
 
 BY_ID = {action.id: action for action in ACTIONS}
-GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Replay")
+GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Stacks page", "Replay")
 
 
-def bindings(place: Literal["app", "screen"]) -> list[Binding]:
-    """The bindings of the app, which work on every screen, or those of the main screen."""
+def bindings(place: Place) -> list[Binding]:
+    """The bindings of one place."""
     return [
         Binding(action.keys, f"app.perform('{action.id}')", action.label, id=action.id, tooltip=action.help, show=False)
         for action in ACTIONS
-        if action.run.startswith(f"{place}.")
+        if action.place == place
     ]
 
 
@@ -187,10 +223,10 @@ def in_group(group: Group, situation: Situation) -> Iterator[Action]:
         yield from (action for action in ACTIONS if action.group == group)
 
 
-def palette(situation: Situation) -> Iterator[tuple[Action, str]]:
-    """Every action with its help, and why it cannot be done now."""
+def palette(situation: Situation, *, on_stacks: bool) -> Iterator[tuple[Action, str]]:
+    """Every action with its help, and why it cannot be done now; those of the page of stacks only there."""
     for group in GROUPS:
-        for action in in_group(group, situation):
+        for action in in_group(group, situation) if on_stacks or group != "Stacks page" else ():
             reason = action.reason(situation)
             yield action, f"{action.key_label}: {action.help}" + (f" — not now: {reason}" if reason else "")
 
@@ -215,7 +251,12 @@ def _offered(action: Action, situation: Situation) -> bool:
     return action.group != "Replay"
 
 
+_TABLE_HEAD = ("| key | what it does |", "|---|---|")
+
+
 def markdown_table() -> str:
-    """The keys as a table for the README."""
-    rows = [f"| `{action.key_label}` | {action.help} |" for action in ACTIONS]
-    return "\n".join(["| key | what it does |", "|---|---|", *rows]) + "\n"
+    """The keys as tables for the README."""
+    rows = {action: f"| `{action.key_label}` | {action.help} |" for action in ACTIONS}
+    general = [row for action, row in rows.items() if action.place != "stacks"]
+    on_stacks = [row for action, row in rows.items() if action.place == "stacks"]
+    return "\n".join([*_TABLE_HEAD, *general, "", "On the page of stacks:", "", *_TABLE_HEAD, *on_stacks]) + "\n"

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +13,12 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vllm_probes.commands import CaptureStacks, Command, EndHolders, Relaunch, StartNow, Stop
+from vllm_probes.commands import CaptureStacks, Command, EndHolders, Probe, Relaunch, StartNow, Stop
 from vllm_probes.events import AttemptStarted, Event, ModelRestored
 from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
+from vllm_tui.alarm import Alarm, Notify
+from vllm_tui.leaving import AppResult, Leaving
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.screens import questions
 from vllm_tui.screens.dialog import Question
@@ -25,8 +26,8 @@ from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import OtherVersionError, ReplayControls, Source
-from vllm_tui.widgets.header import Header
 from vllm_tui.widgets.log_style import RANK_COLOURS
+from vllm_tui.widgets.rows import Panel
 
 if TYPE_CHECKING:
     from vllm_tui.screens.stacks import StacksPage
@@ -37,16 +38,6 @@ RECONNECT_PAUSE_S = 1.0
 FIRST_TRIES = 5
 """A keeper that has just been started is not missed before."""
 
-Leaving = Literal["stopped", "left_running", "ended", "keeper_lost", "refused"]
-
-
-@dataclass(frozen=True, slots=True)
-class AppResult:
-    """How the app was left, and the last that was known."""
-
-    leaving: Leaving
-    model: SessionModel
-
 
 class VllmTui(App[AppResult]):
     """A view of one session."""
@@ -56,7 +47,9 @@ class VllmTui(App[AppResult]):
     BINDINGS = [*actions.bindings("app")]
     ENABLE_COMMAND_PALETTE = True
 
-    def __init__(self, source: Source, *, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, source: Source, *, folder: Path, clock: Callable[[], float] = time.monotonic, notify: Notify = "off"
+    ) -> None:
         super().__init__()
         self.source = source
         self._replay = source if isinstance(source, ReplayControls) else None
@@ -73,6 +66,7 @@ class VllmTui(App[AppResult]):
         self._leaving: Leaving | None = None
         self._left = False
         self._asked_about = ""
+        self._alarm = Alarm(notify)
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours of processes in the log, readable on a dark and on a light background."""
@@ -117,6 +111,8 @@ class VllmTui(App[AppResult]):
                 self._model = restore(event)
             else:
                 self._model.apply(event)
+            if (call := self._alarm.take(event, self._model)) and self._driver:
+                self._driver.write(call)
             if isinstance(event, ModelRestored | AttemptStarted):
                 self._blocked_levers = questions.blocked_levers(self._model)
         if self._replay:
@@ -157,8 +153,9 @@ class VllmTui(App[AppResult]):
             self._paint()
         elif (second := self._second()) != self._shown_second:
             self._shown_second = second
-            for header in self.seen_screen.query(Header):
-                header.show(self.situation)
+            for panel in self.seen_screen.query(Panel):
+                if panel.counts:
+                    panel.show(self.situation)
 
     def _second(self) -> int:
         """The part of the clock that the screen shows."""
@@ -205,7 +202,8 @@ class VllmTui(App[AppResult]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every action by its name, and Textual's theme."""
-        for action, explained in actions.palette(self.situation):
+        on_stacks = isinstance(screen, Page) and screen.is_of_stacks
+        for action, explained in actions.palette(self.situation, on_stacks=on_stacks):
             name = action.title or action.label.capitalize()
             yield SystemCommand(name, explained, partial(self.action_perform, action.id))
         yield SystemCommand("Theme", "choose other colours", self.action_change_theme)
@@ -237,6 +235,10 @@ class VllmTui(App[AppResult]):
         page.capturing += 1
         await self._ask_keeper(CaptureStacks())
         page.capturing -= 1
+
+    def action_probe(self) -> None:
+        self.notify("Asking for one token; the answer is there within 10 s.", markup=False)
+        self._send(Probe())
 
     def action_toggle_lever(self, lever: str) -> None:
         levers = self.situation.levers

@@ -7,30 +7,19 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from vllm_probes import __version__
+from vllm_tui.launching import launch
+from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
-    from vllm_probes.launch.spec import LaunchSpec
+    from vllm_tui.alarm import Notify
 
-USAGE, KEEPER_LOST, NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED = 2, 70, 126, 127, 130
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
-
-
-class CliError(click.ClickException):
-    """A sentence that says what to do, and the exit code."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # click declares it for the class and reads the instance's
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"vllm-tui: {self.message}", err=True, file=file)
 
 
 def main() -> None:
@@ -79,36 +68,62 @@ def cli() -> None:
     """
 
 
+_ON_STALL = click.option(
+    "--on-stall",
+    multiple=True,
+    metavar="bundle|exec=CMD|exit",
+    help="On a stall save the evidence, run CMD with the verdict on its standard input, stop it (exit code 3).",
+)
+_NOTIFY = click.option(
+    "--notify",
+    type=click.Choice(["bell", "osc9", "off"]),
+    default="bell",
+    show_default=True,
+    help="How a stalled verdict calls you: the terminal's bell, a notification of the desktop, or not at all.",
+)
+
+
 @cli.command()
 @click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
 @click.option("--name", help="What the session is called; else time and command.")
 @click.option("--levers", default="", metavar="A,B", help="Debug settings to launch with: eager, launch-blocking, …")
+@_ON_STALL
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
 @click.option("--bare", is_flag=True, help="Add nothing of our own to the environment of the command.")
+@_NOTIFY
 @click.pass_obj
 def run(
-    command: list[str] | None, *, headless: bool, name: str | None, levers: str, readonly: bool, bare: bool
+    command: list[str] | None,
+    *,
+    headless: bool,
+    name: str | None,
+    levers: str,
+    on_stall: tuple[str, ...],
+    readonly: bool,
+    bare: bool,
+    notify: "Notify",
 ) -> None:
     """Launch the command behind -- and watch it (`run` may be left out)."""
     if not command:
         raise CliError("No command. Write it behind --: vllm-tui -- vllm serve MODEL", USAGE)
     if not headless:
         _need_terminal()
-    folder = _launch(command, name, [lever for lever in levers.split(",") if lever], bare)
-    _watch(folder, headless=headless, readonly=readonly, with_code=True)
+    folder = launch(command, name, [lever for lever in levers.split(",") if lever], bare, on_stall)
+    _watch(folder, headless=headless, readonly=readonly, with_code=True, notify=notify)
 
 
 @cli.command()
 @click.argument("session", required=False)
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
+@_NOTIFY
 @click.pass_obj
-def attach(command: list[str] | None, session: str | None, *, readonly: bool) -> None:
+def attach(command: list[str] | None, session: str | None, *, readonly: bool, notify: "Notify") -> None:
     """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
     _no_command(command)
     _need_terminal()
     folder = _find(session)
     _need_attachable(folder)
-    _watch(folder, headless=False, readonly=readonly, with_code=False)
+    _watch(folder, headless=False, readonly=readonly, with_code=False, notify=notify)
 
 
 @cli.command()
@@ -168,6 +183,38 @@ def diagnose(command: list[str] | None, logs: tuple[str, ...], *, as_json: bool,
 
 
 @cli.command()
+@click.argument("session", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), help="A server of this host, by its port, whoever started it.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.pass_obj
+def probe(command: list[str] | None, session: str | None, *, port: int | None, as_json: bool) -> None:
+    """Ask a server for one token, beside /health and /metrics; exit code 0 if it came within 10 s, else 1."""
+    _no_command(command)
+    if session is not None and port is not None:
+        raise CliError("Name a session or a port, not both.", USAGE)
+    import asyncio
+
+    from vllm_probes.judges.probing import served
+    from vllm_probes.keeper.folder import KeeperError
+    from vllm_tui import probing
+
+    try:
+        lights = asyncio.run(probing.of_session(_probed(session)) if port is None else probing.of_port(port))
+    except probing.NotProbedError as error:
+        raise CliError(str(error)) from None
+    except KeeperError as error:
+        raise CliError(str(error), KEEPER_LOST) from None
+    click.echo(probing.as_json(lights) if as_json else probing.as_text(lights))
+    sys.exit(0 if served(lights) else 1)
+
+
+def _probed(session: str | None) -> "SessionFolder":
+    folder = _find(session)
+    _need_attachable(folder)
+    return folder
+
+
+@cli.command()
 @click.argument("session")
 @click.pass_obj
 def replay(command: list[str] | None, session: str) -> None:
@@ -185,8 +232,9 @@ def replay(command: list[str] | None, session: str) -> None:
 
 @cli.command()
 @click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines.")
+@_ON_STALL
 @click.pass_obj
-def demo(command: list[str] | None, *, headless: bool) -> None:
+def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]) -> None:
     """Watch a self-contained incident: real processes that serve, and then hang in one worker."""
     _no_command(command)
     if not headless:
@@ -194,7 +242,7 @@ def demo(command: list[str] | None, *, headless: bool) -> None:
     from vllm_probes.demo import demo_command, gpu_command
 
     command = demo_command()
-    folder = _launch(command, None, [], bare=False, gpus=gpu_command(command))
+    folder = launch(command, None, [], bare=False, on_stall=on_stall, gpus=gpu_command(command))
     _watch(folder, headless=headless, readonly=False, with_code=True)
 
 
@@ -241,67 +289,17 @@ def _need_attachable(folder: "SessionFolder") -> None:
         raise CliError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
 
 
-def _launch(
-    command: list[str], name: str | None, levers: list[str], bare: bool, gpus: Sequence[str] = ()
-) -> "SessionFolder":
-    """Start the command, then the keeper that watches it: vLLM waits for nothing of ours."""
-    from vllm_probes.keeper.attempts import first_attempt, start_keeper
-    from vllm_probes.keeper.folder import FolderError, Launch, create
-    from vllm_probes.launch.levers import LeverError
-    from vllm_probes.launch.redact import redact_argv
-    from vllm_probes.launch.spec import LaunchSpec
-
-    _need_executable(command[0])
-    spec = LaunchSpec(argv=command, env=dict(os.environ), cwd=_current_folder())
-    if levers:
-        _need_levers(levers, spec)
-    launch = Launch(spec=spec, levers=levers, bare=bare, gpus=list(gpus))
-    # Held back until a view can make a stop of them: a command that is just being launched must not be left alone.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        folder = create(launch, command=redact_argv(command), name=name)
-        first_attempt(folder, launch).start()
-        start_keeper(folder)
-    except (FolderError, LeverError) as error:
-        raise CliError(str(error)) from None
-    except OSError as error:
-        raise CliError(f"The session cannot be started: {error.strerror} ({error.filename}).") from None
-    return folder
-
-
-def _current_folder() -> str:
-    try:
-        return str(Path.cwd())
-    except FileNotFoundError:
-        raise CliError("The current folder does not exist any more: change to another one.") from None
-
-
-def _need_executable(program: str) -> None:
-    if shutil.which(program):
-        return
-    if Path(program).is_file() or (os.sep not in program and shutil.which(program, mode=os.F_OK)):
-        raise CliError(f"{program} is not executable: `chmod +x` it, or name its interpreter.", NOT_EXECUTABLE)
-    hint = "check its path" if os.sep in program else "is its environment activated?"
-    raise CliError(f"{program} was not found: {hint}", NOT_FOUND)
-
-
-def _need_levers(levers: list[str], spec: "LaunchSpec") -> None:
-    from vllm_probes.launch.levers import blocked, load_levers
-
-    known = load_levers()
-    for lever in levers:
-        if lever not in known:
-            raise CliError(f"There is no lever {lever!r}; there are {', '.join(known)}.", USAGE)
-        if reason := blocked(lever, spec):
-            raise CliError(reason, USAGE)
-
-
-def _watch(folder: "SessionFolder", *, headless: bool, readonly: bool, with_code: bool) -> None:
+def _watch(
+    folder: "SessionFolder", *, headless: bool, readonly: bool, with_code: bool, notify: "Notify" = "bell"
+) -> None:
     """Show a session until the view closes, then leave with the exit code that it deserves."""
     from vllm_probes.keeper.folder import KeeperError
 
     try:
-        code = _watch_headless(folder) if headless else _watch_app(folder, readonly=readonly, with_code=with_code)
+        if headless:
+            code = _watch_headless(folder)
+        else:
+            code = _watch_app(folder, readonly=readonly, with_code=with_code, notify=notify)
     except KeeperError as error:
         raise CliError(str(error), KEEPER_LOST) from None
     except KeyboardInterrupt:
@@ -324,7 +322,7 @@ def _watch_headless(folder: "SessionFolder") -> int:
     return closing.exit_code(model.attempt)
 
 
-def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> int:
+def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool, notify: "Notify") -> int:
     from vllm_probes.commands import OTHER_VERSION
     from vllm_probes.keeper.folder import KeeperError
     from vllm_tui import closing
@@ -332,7 +330,7 @@ def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool) -> i
     from vllm_tui.live import LiveSource
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path).run()
+    result = VllmTui(LiveSource(folder, readonly=readonly), folder=folder.path, notify=notify).run()
     if result is None:
         return KEEPER_LOST
     if result.leaving == "refused":

@@ -5,11 +5,18 @@ from pathlib import Path
 
 from vllm_probes.model import AttemptModel, SessionModel
 
+STALLED = 3
+
 
 def exit_code(attempt: AttemptModel | None) -> int:
-    """That of the last attempt, 128+n for a signal; 1 where vLLM says 0 although it lost an engine or a worker."""
+    """That of the last attempt, 128+n for a signal; 1 where vLLM says 0 although it lost an engine or a worker.
+
+    3 where it was stopped because it was stalled (`--on-stall exit`).
+    """
     if attempt is None or attempt.ended is None:
         return 0
+    if attempt.stop and attempt.stop.by == "stall":
+        return STALLED
     if attempt.ended.signal:
         return 128 + attempt.ended.signal
     if attempt.ended.code is None:

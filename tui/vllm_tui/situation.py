@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vllm_probes.events import CommandEnded
+from vllm_probes.events import CommandEnded, Event
 from vllm_probes.model import AttemptModel, SessionModel
 from vllm_probes.rows import Hold, ProcessRef
 
@@ -91,6 +91,16 @@ class Situation:
         return (attempt.tree_ended.mono if attempt.tree_ended else self.now) - attempt.started_mono
 
 
+def from_unix_s(time: float, until_mono: float, told: Event) -> float:
+    """Seconds from a unix time to one of the monotonic clock, by an event that has both."""
+    return until_mono - told.mono + told.time - time
+
+
 def lasted_s(attempt: AttemptModel, ended: CommandEnded) -> float:
     """Seconds from the launch to the end of the command."""
-    return (ended.mono if ended.ended_mono is None else ended.ended_mono) - attempt.started_mono
+    return end_mono(ended) - attempt.started_mono
+
+
+def end_mono(ended: CommandEnded) -> float:
+    """When the command ended; where nobody knows, when that was noticed."""
+    return ended.mono if ended.ended_mono is None else ended.ended_mono

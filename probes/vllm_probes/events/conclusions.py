@@ -54,6 +54,17 @@ class DoingChanged(Conclusion, frozen=True, kw_only=True):
     processes: list[ProcessDoing] = []
 
 
+class DeadlineChanged(Conclusion, frozen=True, kw_only=True):
+    """A time-out of vLLM itself that runs, or that runs no more."""
+
+    name: str | None = None
+    """The variable that sets it; None: none runs."""
+    gives_up_mono: float | None = None
+    """CLOCK_MONOTONIC seconds at which it ends."""
+    what: str = ""
+    """What vLLM does then, as half a sentence."""
+
+
 class VerdictChanged(Conclusion, frozen=True, kw_only=True):
     """Whether the run gets on, and if not who holds it up."""
 

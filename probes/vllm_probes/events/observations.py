@@ -12,6 +12,7 @@ from vllm_probes.rows import (
     Hold,
     LatencyWindow,
     Level,
+    Light,
     ProcessRef,
     ProcessRow,
     StackFile,
@@ -111,6 +112,16 @@ class EndpointSampled(Observation, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class ProbeFinished(Observation, frozen=True, kw_only=True):
+    """A request for one token that somebody has asked for, sent at the same time as /health and /metrics."""
+
+    url: str
+    deadline_s: float
+    lights: list[Light]
+    own_clients: list[str] = []
+    """`ip:port` of our own connections, as in `endpoint_sampled`."""
+
+
 class GpusSampled(Observation, frozen=True, kw_only=True, omit_defaults=True):
     """What differs of the GPUs since the last one, or that the driver does not answer."""
 
@@ -182,12 +193,14 @@ class ActivitySampled(Observation, frozen=True, kw_only=True):
     """When the run last moved, told when it falls quiet, while it stays so, and when it moves again."""
 
     moved: dict[str, float] = {}
-    """CLOCK_MONOTONIC seconds at which each thing moved last (`tokens`, `log`, `bytes`, `children`, `download`,
-    `gpu_memory`), and at which work came (`work`)."""
+    """CLOCK_MONOTONIC seconds at which each thing moved last (`tokens`, `log`, `bytes`, `children`, `compilers`,
+    `download`, `gpu_memory`), and at which work came (`work`)."""
     requests: float | None = None
     """Running and waiting, as the gauges say: they move with step outputs only."""
     connections: int | None = None
     """To the port of the server that are not ours. A client may keep one open without a request."""
+    probed: bool = False
+    """A probe is on its way, or got no answer and nothing has moved since."""
 
 
 class GateChanged(Observation, frozen=True, kw_only=True):
@@ -216,6 +229,17 @@ class StacksCaptured(Observation, frozen=True, kw_only=True):
     stacks: list[StackFile]
 
 
+class StallAnswered(Observation, frozen=True, kw_only=True):
+    """Something that was asked for on a stall (`--on-stall`) has been done, or could not be."""
+
+    action: Literal["bundle", "exec", "exit"]
+    ok: bool = True
+    said: str
+    """A sentence."""
+    path: str | None = None
+    """Relative to the session folder: what came of it."""
+
+
 class LeverChecked(Observation, frozen=True, kw_only=True):
     """Whether a lever reached the real vLLM processes."""
 
@@ -223,6 +247,15 @@ class LeverChecked(Observation, frozen=True, kw_only=True):
     arrived: bool
     where: str
     """What showed it: `environment of Worker_TP0`, `log line 21`, …"""
+
+
+class TimeoutsRead(Observation, frozen=True, kw_only=True):
+    """The time-outs that the environment of vLLM sets; for what is missing its own defaults hold."""
+
+    seconds: dict[str, float] = {}
+    """By variable."""
+    where: str
+    """What was read: `environment of EngineCore`."""
 
 
 class FileAppeared(Observation, frozen=True, kw_only=True):
@@ -236,7 +269,7 @@ class FileAppeared(Observation, frozen=True, kw_only=True):
 class StopRequested(Observation, frozen=True, kw_only=True):
     """Somebody asked for the end of this attempt through us."""
 
-    by: Literal["key", "relaunch", "signal", "leftovers"]
+    by: Literal["key", "relaunch", "signal", "leftovers", "stall"]
     kill: bool = False
 
 

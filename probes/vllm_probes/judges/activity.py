@@ -92,6 +92,8 @@ def _processes_sampled(activity: Activity, event: ProcessesSampled) -> Activity:
         activity = _moved(activity, "bytes", event.mono)
     if new:
         activity = _moved(activity, "children", event.mono)
+    if any(row.pid in new and row.role == "compiler" for row in event.rows):
+        activity = _moved(activity, "compilers", event.mono)
     return replace(activity, transferred={**known, **new, **grown})
 
 

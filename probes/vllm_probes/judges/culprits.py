@@ -1,7 +1,7 @@
 """Who holds a run up, from one look at the stacks of all its processes, if anything does: that is asked elsewhere."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_probes.judges.doing import Doing
@@ -38,6 +38,10 @@ class Standing:
     frame: str | None
     failed: bool = False
     """It has logged an exception since the last progress."""
+    is_loading: bool = False
+    """It is somewhere in the loading of the model."""
+    is_blind: bool = False
+    """Its stacks cannot be read: what it does is what the kernel says of it."""
 
     @property
     def culprit(self) -> Culprit:
@@ -52,21 +56,40 @@ class Hang:
     kind: Kind
     culprits: tuple[Standing, ...] = ()
     waiting: tuple[Standing, ...] = ()
+    is_guess: bool = False
+    """It rests on the CPU that processes use, since their stacks cannot be read; or a debugger is what stops them."""
 
 
 def find_hang(
-    standings: Sequence[Standing], *, serves: bool, phase: str | None, gpus_idle: Mapping[int, bool]
+    standings: Sequence[Standing],
+    start_phase: str | None,
+    gpus_idle: Mapping[int, bool],
+    working: Collection[int] = (),
 ) -> Hang | None:
     """The hang that these processes would be in if nothing moved; None: they wait for work, as a healthy server does.
 
-    `phase`: that of the start-up. `gpus_idle`: rank -> whether its GPU does nothing; empty where nobody can tell.
+    `start_phase`: None: it does not start any more. `gpus_idle`: rank -> whether its GPU does nothing; empty where
+    nobody can tell. `working`: pids of those that use a core.
     """
     if stopped := _of(standings, lambda one: one.doing == "stopped"):
-        return Hang("process_stopped", stopped, _without(standings, stopped))
-    found = _among_workers(standings, gpus_idle) or _above_workers(standings)
-    if found is None or serves:
+        is_debugged = all(one.row.state[:1] == "t" for one in stopped)
+        return Hang("process_stopped", stopped, _without(standings, stopped), is_guess=is_debugged)
+    sighted = _of(standings, lambda one: not one.is_blind)
+    found = _among_workers(sighted, gpus_idle)
+    if found is None or not found.culprits:
+        found = _among_blind(standings, working) or found
+    found = found or _above_workers(sighted)
+    if found is None or start_phase is None:
         return found
-    return Hang(_startup_kind(found, phase), found.culprits, found.waiting)
+    return replace(found, kind=_startup_kind(found, start_phase))
+
+
+def _among_blind(standings: Sequence[Standing], working: Collection[int]) -> Hang | None:
+    """Ranks that rest while others spin: whoever waits for peers spins, on a CPU (vLLM 0.32) and on GPUs."""
+    workers = _of(standings, lambda one: one.row.role == "worker")
+    absent = _of(workers, lambda one: one.is_blind and one.row.pid not in working)
+    spinning = _of(workers, lambda one: one.row.pid in working or one.classified.class_ in WAITS_FOR_PEERS)
+    return Hang("rank_absent", absent, spinning, is_guess=True) if absent and spinning else None
 
 
 def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool]) -> Hang | None:
@@ -139,11 +162,11 @@ def _above_workers(standings: Sequence[Standing]) -> Hang | None:
     return Hang("unknown", commands) if commands and not engines and not fronts else None
 
 
-def _startup_kind(found: Hang, phase: str | None) -> Kind:
+def _startup_kind(found: Hang, phase: str) -> Kind:
     classes = {one.classified.class_ for one in found.culprits}
     if classes & {"network", "file_lock"} or phase == "download":
         return "download_stuck"
-    if "disk" in classes or phase in ("weights", "model_init"):
+    if "disk" in classes or any(one.is_loading for one in found.culprits) or phase in ("weights", "model_init"):
         return "load_stuck"
     return "startup_stuck"
 

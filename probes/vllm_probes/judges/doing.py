@@ -1,8 +1,9 @@
 """What a thread does at this moment, in one word, and where in its program it is."""
 
+import ast
 from typing import Literal
 
-from vllm_probes.judges.frames import Classified, FrameClass, is_standard_library, last_name
+from vllm_probes.judges.frames import OPERATORS, Classified, FrameClass, is_standard_library, last_name
 from vllm_probes.judges.syscalls import NO_DESCRIPTOR as NO_DESCRIPTOR
 from vllm_probes.judges.syscalls import Wait, wait_of
 from vllm_probes.rows import Frame, ThreadStack
@@ -30,6 +31,12 @@ _BY_FRAME: dict[FrameClass, Doing] = {
     "compile": "compile",
     "idle": "idle",
 }
+_PLAIN = (
+    *(ast.Module, ast.Expr, ast.Pass, ast.Continue, ast.Break, ast.While, ast.If, ast.Assign, ast.AugAssign, ast.Name),
+    *(ast.AnnAssign, ast.Constant, ast.expr_context, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.UnaryOp),
+    *(ast.unaryop, ast.BinOp, ast.Add, ast.Sub, ast.Mod),
+)
+"""Nodes of a line that runs nothing but Python: no call, no power, no item, no attribute."""
 _CHILD_FRAMES = {"multiprocessing/process.py": ("join",), "multiprocessing/popen_fork.py": ("wait", "poll")}
 _WAITS_FOR_CHILD: frozenset[Wait | None] = frozenset(("child", "file", "poll", "sleep"))
 
@@ -38,7 +45,8 @@ def doing(thread: ThreadStack, classified: Classified, *, moved: bool | None, ma
     """The first of `Doing` that fits.
 
     `moved`: whether the line of the innermost frame is another one than a moment before; None: it was not looked at.
-    Every pair of looks that shows another line counts, since a loop of two lines is mostly caught on the same one.
+    Every pair of looks that shows another line counts, since a loop of two lines is mostly caught on the same one; one
+    of a single line is known by its source.
 
     Frames decide what they prove (`frames`), the number of the system call the rest:
 
@@ -62,7 +70,7 @@ def doing(thread: ThreadStack, classified: Classified, *, moved: bool | None, ma
     if is_for_child:
         return "subprocess"
     if _is_running(thread, wait):
-        return "unknown" if moved is None else "python_loop" if moved else "native_loop"
+        return _running(thread, moved=moved)
     if wait == "sleep" and classified.class_ == "file_lock":
         return "lock"
     return _waiting(wait, thread.descriptor or "") if wait else _by_frames(thread, classified)
@@ -70,13 +78,31 @@ def doing(thread: ThreadStack, classified: Classified, *, moved: bool | None, ma
 
 def place(thread: ThreadStack) -> str | None:
     """`function (file:line)` of the innermost frame outside the standard library, else of the innermost; None: none."""
-    frame = next((one for one in thread.frames if not is_standard_library(one.file)), None)
-    frame = frame or next(iter(thread.frames), None)
+    frames = [one for one in thread.frames if not one.file.startswith(OPERATORS)]
+    frame = next((one for one in frames if not is_standard_library(one.file)), None)
+    frame = frame or next(iter(frames), None)
     return None if frame is None else f"{last_name(frame.function)} ({frame.file}:{frame.line})"
 
 
 def _is_running(thread: ThreadStack, wait: Wait | None) -> bool:
     return thread.state == "R" or wait == "yield" or (thread.state is None and thread.active is True)
+
+
+def _running(thread: ThreadStack, *, moved: bool | None) -> Doing:
+    if moved or thread.moves or is_plain(thread.source or ""):
+        return "python_loop"
+    return "unknown" if moved is None and thread.moves is None else "native_loop"
+
+
+def is_plain(source: str) -> bool:
+    """Whether a line of source is Python alone: nothing on it can run native code for long."""
+    for form in (source, f"{source} pass", f"if True: pass\n{source} pass"):
+        try:
+            tree = ast.parse(form)
+        except (SyntaxError, ValueError):
+            continue
+        return bool(source) and all(isinstance(node, _PLAIN) for node in ast.walk(tree))
+    return False
 
 
 def _waiting(wait: Wait, descriptor: str) -> Doing:

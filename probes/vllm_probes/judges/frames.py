@@ -48,6 +48,8 @@ _Entry = TypeVar("_Entry")
 _OWN_FILE = Path(__file__).with_name("frames.toml")
 _WEAK = frozenset(("lock", "poll", "torch_op", "glue"))
 _FOR_OTHERS = frozenset(("collective", "gpu_sync"))
+OPERATORS = "torch/ops/"
+"""Where the frames of operators are said to be: no such files exist."""
 _PACKAGES = ("/site-packages/", "/dist-packages/")
 
 
@@ -253,7 +255,7 @@ def called_operator(source_line: str) -> Frame | None:
     parts = source_line.partition("torch.ops.")[2].partition("(")[0].split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         return None
-    return Frame(function=parts[1], file=f"torch/ops/{parts[0]}")
+    return Frame(function=parts[1], file=f"{OPERATORS}{parts[0]}")
 
 
 def _inside(file: str) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from vllm_probes.events import Conclusion, Observation
-from vllm_probes.judges import limits, state, verdict
+from vllm_probes.judges import deadline, limits, state, verdict
 from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.rules import Rule
 
@@ -24,13 +24,13 @@ class Memory:
     of_state: state.Memory = field(default_factory=state.Memory)
     of_limits: limits.Memory = field(default_factory=limits.Memory)
     of_verdict: verdict.Memory = field(default_factory=verdict.Memory)
+    of_deadline: deadline.Memory = field(default_factory=deadline.Memory)
 
 
 def judge(knowledge: Knowledge, memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:
     """One observation in, the conclusions of all judges out, always in the same order."""
-    of_state, states = state.step(knowledge.rules, memory.of_state, event)
+    of_state, states = state.step(knowledge.rules, memory.of_state, event, memory.of_verdict.stalled)
     of_limits, changes = limits.step(memory.of_limits, event)
-    of_verdict, verdicts = verdict.step(
-        knowledge.frames, memory.of_verdict, event, memory.of_state.state, memory.of_state.phase
-    )
-    return Memory(of_state, of_limits, of_verdict), [*states, *changes, *verdicts]
+    of_verdict, verdicts = verdict.step(knowledge.frames, memory.of_verdict, event, of_state.state, of_state.phase)
+    of_deadline, deadlines = deadline.step(memory.of_deadline, event, of_state.state, verdicts)
+    return Memory(of_state, of_limits, of_verdict, of_deadline), [*states, *changes, *verdicts, *deadlines]

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from vllm_probes.events import StacksCaptured
 from vllm_probes.judges.culprits import Standing, said
-from vllm_probes.judges.doing import doing, place
+from vllm_probes.judges.doing import Doing, doing, place
 from vllm_probes.judges.frames import Classified, FrameTable, threads_that_matter
 from vllm_probes.judges.stackmerge import Motion
 from vllm_probes.rows import ProcessDoing, ProcessRow, StackFile, ThreadStack
+
+AT_REST = frozenset(("idle", "lock", "startup_wait", "waiting_for_worker"))
+LOADING = "vllm/model_executor/model_loader/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,17 +28,16 @@ def looks_at(
     table: FrameTable,
     event: StacksCaptured,
     rows: Mapping[int, ProcessRow],
-    before: Mapping[str, ThreadStack],
+    before: Mapping[int, Look],
     failed: Collection[int],
 ) -> list[Look]:
     """The processes of which something can be said.
 
-    `before`: the threads of the look before, by pid. `failed`: pids that have logged an exception since the last
-    progress.
+    `before`: the look before, by pid. `failed`: pids that have logged an exception since the last progress.
     """
     found = ((file, rows.get(file.pid), threads_that_matter(table, file)) for file in event.stacks)
     return [
-        _look(table, file, row, threads, before.get(str(file.pid)), failed=file.pid in failed)
+        _look(table, file, row, threads, before.get(file.pid), failed=file.pid in failed)
         for file, row, threads in found
         if row is not None and threads
     ]
@@ -46,24 +48,41 @@ def _look(
     file: StackFile,
     row: ProcessRow,
     threads: list[tuple[ThreadStack, Classified]],
-    before: ThreadStack | None,
+    before: Look | None,
     *,
     failed: bool,
 ) -> Look:
-    """Kernels are launched and awaited on another thread: a main thread that waits for work hides such a wait."""
-    main = threads[0]
-    on_gpu = [one for one in threads[1:] if one[1].class_ == "gpu_sync"] if main[1].class_ == "idle" else []
-    thread, classified = on_gpu[0] if on_gpu else main
-    moved = None if before is None else _leaf_line(before) != _leaf_line(thread)
+    thread, classified = _telling(threads)
     is_stopped = file.frozen or row.state[:1] in ("T", "t")
     standing = Standing(
         row=row,
         classified=classified,
-        doing="stopped" if is_stopped else doing(thread, classified, moved=moved, machine=table.machine),
+        doing="stopped" if is_stopped else _doing_since(before, thread, classified, table.machine),
         frame=place(thread),
         failed=failed,
+        is_blind=not thread.frames,
+        is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
     return Look(standing, thread, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
+
+
+def _telling(threads: list[tuple[ThreadStack, Classified]]) -> tuple[ThreadStack, Classified]:
+    """The main thread, unless it waits for work and one of the others that vLLM has named is held up.
+
+    So kernels are launched and awaited on another thread, and answers are sent by one.
+    """
+    main = threads[0]
+    held_up = [one for one in threads[1:] if one[1].class_ not in AT_REST]
+    return held_up[0] if held_up and main[1].class_ == "idle" else main
+
+
+def _doing_since(before: Look | None, thread: ThreadStack, classified: Classified, machine: str) -> Doing:
+    """A loop of Python that was seen to move once is one, though it may be caught on the same line the next time."""
+    if before is None:
+        return doing(thread, classified, moved=None, machine=machine)
+    found = doing(thread, classified, moved=_leaf_line(before.thread) != _leaf_line(thread), machine=machine)
+    is_same = [frame.function for frame in before.thread.frames] == [frame.function for frame in thread.frames]
+    return "python_loop" if found == "native_loop" and is_same and before.standing.doing == "python_loop" else found
 
 
 def _leaf_line(thread: ThreadStack) -> int | None:

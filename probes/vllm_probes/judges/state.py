@@ -27,8 +27,11 @@ from vllm_probes.events import (
     StateChanged,
     StopRequested,
     TreeEnded,
+    VerdictChanged,
 )
+from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.rules import Rule
+from vllm_probes.judges.titles import is_vllm_name
 from vllm_probes.judges.triage import MAX_RECORDS, clue_of, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
 
@@ -103,8 +106,8 @@ class Memory:
 Result = tuple[Memory, list[Conclusion]]
 
 
-def step(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
-    """One observation in, conclusions out. Anything else changes nothing."""
+def step(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictChanged | None = None) -> Result:
+    """One observation in, conclusions out. Anything else changes nothing. `hang`: in which the run is until now."""
     match event:
         case AttemptStarted():
             return _attempt_started(event)
@@ -119,9 +122,9 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
         case StopRequested():
             return _stop_requested(memory, event)
         case CommandEnded():
-            return _command_ended(rules, memory, event)
+            return _command_ended(rules, memory, event, hang)
         case TreeEnded() if memory.ended and memory.state not in ENDED_STATES:
-            return _conclude(rules, memory, event)
+            return _conclude(rules, memory, event, hang)
         case _:
             return memory, []
 
@@ -148,11 +151,13 @@ def _stop_requested(memory: Memory, event: StopRequested) -> Result:
     return _move(replace(memory, stop_requested=True, stop_mono=stop_mono), event, "stopping")
 
 
-def _command_ended(rules: Mapping[str, Rule], memory: Memory, event: CommandEnded) -> Result:
+def _command_ended(
+    rules: Mapping[str, Rule], memory: Memory, event: CommandEnded, hang: VerdictChanged | None
+) -> Result:
     """An end that was asked for is judged when the whole tree has come to it."""
     by_itself = memory.stop_mono is None or (event.ended_mono is not None and event.ended_mono < memory.stop_mono)
     memory = replace(memory, ended=event, stop_requested=not by_itself)
-    return _conclude(rules, memory, event) if by_itself else (memory, [])
+    return _conclude(rules, memory, event, hang) if by_itself else (memory, [])
 
 
 def _recognise(memory: Memory, event: Event) -> Result:
@@ -238,7 +243,7 @@ def _note_generation(memory: Memory, event: LogRecorded, rule: Rule) -> Result:
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Result:
     conclusions: list[Conclusion] = []
     seen = {row.pid: (row.pid, row.role, row.process) for row in event.rows if row.role in ENGINE_ROLES}
-    if seen:
+    if any(is_vllm_name(name) for _, _, name in seen.values()):
         memory, conclusions = _recognise(memory, event)
     known = {pid: (pid, role, name) for pid, role, name in memory.roles} | seen
     gone = [known.pop(pid) for pid in event.gone if pid in known]
@@ -287,7 +292,7 @@ def _host_sampled(memory: Memory, event: HostSampled) -> Result:
 # --- the end --------------------------------------------------------------------------------------------------------
 
 
-def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result:
+def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictChanged | None) -> Result:
     ended = memory.ended
     if ended is None:
         return memory, []
@@ -295,7 +300,8 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event) -> Result
     memory, conclusions = _move(memory, event, state, reason)
     clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
     first, last = memory.oom_kills or (0, 0)
-    findings = find_causes(clues, memory.facts, memory.log, oom_kill_count=last - first)
+    findings = [hang_finding(hang, memory.log)] if hang else []
+    findings += find_causes(clues, memory.facts, memory.log, oom_kill_count=last - first)
     exited = Exited(**_stamp(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

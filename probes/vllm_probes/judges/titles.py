@@ -63,6 +63,11 @@ def identify(argv: Sequence[str], parent_argv: Sequence[str] = (), log_name: str
     return Identity(name, _role(name, _PROGRAMS) or "other")
 
 
+def is_vllm_name(process: str) -> bool:
+    """Whether only vLLM gives a process this name; ranks of other programs keep their own."""
+    return _role(process, _NAMES) is not None
+
+
 def grid_ranks(names: Collection[str]) -> dict[str, int]:
     """Global ranks of workers whose titles have several parts, from the grid that all titles make.
 

@@ -20,7 +20,9 @@ from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import files
 from vllm_probes.sensors.shims import shim_alive
 
-Asked = Literal["key", "signal", "leftovers", "relaunch"]
+Asked = Literal["key", "signal", "leftovers", "relaunch", "stall"]
+LAST_LOOK_S = 2.0
+"""How long the first signal of a stop waits for stacks: what it ends cannot be asked afterwards."""
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[None]"]
 """Lets work run beside everything else; what it fails with is told, and goes no further."""
 
@@ -34,6 +36,8 @@ class Course:
         self._shim: subprocess.Popen[bytes] | None = None
         self._under_way: asyncio.Task[None] | None = None
         self._kill = asyncio.Event()
+        self._hurry = asyncio.Event()
+        """The kill was asked for while it was being stopped already."""
         self._starts_again = False
         self._gate = Gate(stream, self._launch)
         self._ending = asyncio.Lock()
@@ -67,6 +71,7 @@ class Course:
     def _follow(self, attempt: Attempt, shim_pid: int | None) -> None:
         self._stream.publish(attempt.started(shim_pid, self._stream.stamp()))
         self._kill.clear()
+        self._hurry.clear()
         self._watch_attempt()
         self._note_outsider()
 
@@ -143,13 +148,15 @@ class Course:
 
     # --- stop and start again ---------------------------------------------------------------------------------------
 
-    def stop(self, by: Asked, *, kill: bool) -> str:
+    def stop(self, by: Asked, *, kill: bool = False) -> str:
         """Begin to stop, or stop harder what is being stopped; what to tell the user."""
         if kill:
             self._kill.set()
         if self._under_way is None:
             self._begin(self._stop(by))
             return "Stopping."
+        if kill:
+            self._hurry.set()
         if self._starts_again:
             return self._call_off(by, kill)
         return "Killing what is left." if kill else "It is being stopped already."
@@ -159,6 +166,7 @@ class Course:
         if self._under_way is not None:
             return False
         self._kill.clear()
+        self._hurry.clear()
         self._starts_again = True
         self._begin(self._relaunch(levers, clean))
         return True
@@ -195,10 +203,23 @@ class Course:
         if not self.tree_runs:
             return
         self._stream.publish(StopRequested(**self._stream.stamp(), by=by, kill=self._kill.is_set()))
+        await self._look_once_more()
         shim_pid = self._shim_pid()
         result = await self._end_tree(shim_pid) if shim_pid is not None else None
         await self.look_for_end()
         await self._tree_ended(result)
+
+    async def _look_once_more(self) -> None:
+        """Stacks of what is about to be ended; nobody waits for them who wants it killed at once."""
+        if self.watch is None or not self.watch.rows:
+            return
+        looking = self._start(self.watch.capture_stacks("stop", timeout_s=LAST_LOOK_S / 2))
+        hurried = self._start(self._hurry.wait())
+        try:
+            await asyncio.wait((looking, hurried), timeout=LAST_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            looking.cancel()
+            hurried.cancel()
 
     async def _end_tree(self, shim_pid: int) -> child.StopResult:
         return await child.stop_tree(shim_pid, kill=self._kill.is_set, on_signal=self._signalled)

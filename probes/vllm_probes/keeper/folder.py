@@ -21,6 +21,7 @@ import msgspec
 import platformdirs
 
 from vllm_probes import __version__
+from vllm_probes.launch.on_stall import OnStall
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.sensors import disk
 from vllm_probes.sensors.shims import shim_alive
@@ -61,6 +62,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     spec: LaunchSpec
     levers: list[str] = []
     bare: bool = False
+    on_stall: OnStall = OnStall()
     gpus: list[str] = []
     """The program that tells of the GPUs in the place of the one that asks the driver."""
 

@@ -5,6 +5,7 @@ import os
 import time
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from vllm_probes import __version__, commands
@@ -14,6 +15,7 @@ from vllm_probes.judges.judging import Knowledge
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.course import Course
 from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.on_stall import OnStall
 from vllm_probes.keeper.rulebook import load_rulebook
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.surroundings import Surroundings
@@ -41,6 +43,7 @@ class Keeper:
         self._tasks = asyncio.TaskGroup()
         self._course = Course(self._stream, folder, launch, rules, self._start)
         self._surroundings = Surroundings(self._stream, launch)
+        self._on_stall = OnStall(self._stream, folder, launch, self._start, partial(self._course.stop, "stall"))
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._failures: set[str] = set()
 
@@ -54,6 +57,7 @@ class Keeper:
                 looks = [
                     self._tasks.create_task(self._every(LOG_INTERVAL_S, self._look_at_log)),
                     self._tasks.create_task(self._every(LOOK_INTERVAL_S, self._look)),
+                    self._tasks.create_task(self._every(LOOK_INTERVAL_S, self._look_out)),
                     self._tasks.create_task(self._every(DISK_INTERVAL_S, self._look_at_disk)),
                 ]
                 await self._until_unneeded()
@@ -133,8 +137,13 @@ class Keeper:
             watch.look_at_processes()
             watch.check_levers()
             await watch.look_at_endpoint()
-            if watch.wants_stacks():
-                self._start(watch.capture_stacks("quiet"))
+
+    async def _look_out(self) -> None:
+        """Beside the other looks: a server that hangs makes the one at its endpoint wait."""
+        if watch := self._course.watch:
+            if reason := watch.wants_stacks():
+                self._start(watch.capture_stacks(reason))
+            self._on_stall.look(watch.vllm_version)
 
     async def _look_at_disk(self) -> None:
         if watch := self._course.watch:
@@ -162,6 +171,8 @@ class Keeper:
                 return ends, "Ending them." if ends else "No session of yours holds it up."
             case commands.CaptureStacks():
                 return await self._obey_capture()
+            case commands.Probe():
+                return self._obey_probe()
             case _:
                 return False, "That was said before."
 
@@ -180,6 +191,14 @@ class Keeper:
         if not self._course.relaunch(command.levers, clean=command.clean):
             return False, "It is being stopped or started already; ask again when that is over."
         return True, "Starting again."
+
+    def _obey_probe(self) -> tuple[bool, str]:
+        """It takes up to ten seconds, in which this view may want something else: nobody waits for it here."""
+        watch = self._course.watch
+        if watch is None or not watch.can_probe():
+            return False, "Nothing that could be asked listens: it does not serve yet, or it is no server."
+        self._start(watch.probe())
+        return True, "Asking."
 
     async def _obey_capture(self) -> tuple[bool, str]:
         if self._course.watch is None:

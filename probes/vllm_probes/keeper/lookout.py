@@ -1,13 +1,18 @@
 """Notices that a run has fallen quiet, says so, and has stacks taken as long as that may mean something."""
 
-from vllm_probes.events import SERVER_STATES, ActivitySampled
+from collections.abc import Collection
+
+from vllm_probes.events import ActivitySampled
+from vllm_probes.judges.probing import is_unanswered
+from vllm_probes.judges.scene import stage_of
+from vllm_probes.judges.verdict import SERVER_MOVES
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.sensors import ports
 
 QUIET_AFTER_S = 3.0
 """A healthy step of a loaded server takes less; one long prefill may take longer, and its stacks move."""
 TELL_EVERY_S = 5.0
-SUSPECTED_EVERY_S = 3.0
+SUSPECTED_EVERY_S = 2.5
 """Between looks at stacks while they show what may be a hang …"""
 LONGEST_PAUSE_S = 30.0
 """… and else twice as long each time, up to this: an open connection without a request looks like work."""
@@ -23,24 +28,28 @@ class Lookout:
         self._captured_mono: float | None = None
         self._pause_s = SUSPECTED_EVERY_S
 
-    def look(self, port: int | None) -> bool:
-        """Tell of quiet; True: it is time for stacks."""
+    def look(self, port: int | None, probe_clients: Collection[str] | None = None) -> bool:
+        """Tell of quiet; True: it is time for stacks.
+
+        `probe_clients` are the connections of a probe that is on its way; None: there is none.
+        """
         now = self._stream.stamp()["mono"]
         moved_mono = self._moved_mono()
         if now - moved_mono < QUIET_AFTER_S:  # and nobody has to be asked who is connected
             self._work_mono = moved_mono
-            self._wake(None)
+            self._wake(None, probed=probe_clients is not None)
             return False
-        connections = self._connections(port)
-        if not self._has_work(connections):
+        connections = self._connections(port, probe_clients or ())
+        probed = probe_clients is not None or self._was_left_unanswered(moved_mono)
+        if not self._has_work(connections, probed=probed):
             self._work_mono = None
-            self._wake(connections)
+            self._wake(connections, probed=False)
             return False
         self._work_mono = now if self._work_mono is None else self._work_mono
         if now - self._work_mono < QUIET_AFTER_S:
             return False
         if self._told_mono is None or now - self._told_mono >= TELL_EVERY_S:
-            self._tell(connections)
+            self._tell(connections, probed=probed)
         return self._is_due(now)
 
     def _is_due(self, now: float) -> bool:
@@ -55,30 +64,42 @@ class Lookout:
     def _moved_mono(self) -> float:
         """A server moves tokens; whatever starts moves anything."""
         moved = self._stream.activity.moved
-        if self._stream.model.state in SERVER_STATES:
-            moved = {what: mono for what, mono in moved.items() if what in ("tokens", "start", "children")}
+        if self._serves:
+            moved = {what: mono for what, mono in moved.items() if what in SERVER_MOVES}
         return max(moved.values(), default=float("-inf"))
 
-    def _has_work(self, connections: int | None) -> bool:
-        """Whatever starts has; of a server the gauges tell only if its first step has come to its end."""
-        is_server = self._stream.model.state in SERVER_STATES
-        return not is_server or bool(self._stream.activity.requests) or bool(connections)
+    def _was_left_unanswered(self, moved_mono: float) -> bool:
+        """A server that has hung while it was idle hangs on when the probe that has found it is over."""
+        attempt = self._stream.model.attempt
+        probe = attempt.probe if attempt else None
+        return probe is not None and is_unanswered(probe.lights) and probe.mono > moved_mono
 
-    def _connections(self, port: int | None) -> int | None:
+    def _has_work(self, connections: int | None, *, probed: bool) -> bool:
+        """Whatever starts has; of a server the gauges tell only if its first step has come to its end."""
+        has_requests = bool(self._stream.activity.requests) or bool(connections) or probed
+        return not self._serves or has_requests or self._stream.is_stalled
+
+    @property
+    def _serves(self) -> bool:
+        return stage_of(self._stream.model.state, is_counted=self._stream.activity.requests is not None) == "serves"
+
+    def _connections(self, port: int | None, probe_clients: Collection[str]) -> int | None:
         attempt = self._stream.model.attempt
         if port is None or attempt is None:
             return None
-        own = {int(client.rpartition(":")[2]) for client in attempt.own_clients}
+        own = {int(client.rpartition(":")[2]) for client in (*attempt.own_clients, *probe_clients)}
         return len(ports.client_ports(port) - own)
 
-    def _wake(self, connections: int | None) -> None:
+    def _wake(self, connections: int | None, *, probed: bool) -> None:
         if self._told_mono is not None:
-            self._tell(connections)
+            self._tell(connections, probed=probed)
         self._told_mono, self._captured_mono, self._pause_s = None, None, SUSPECTED_EVERY_S
 
-    def _tell(self, connections: int | None) -> None:
+    def _tell(self, connections: int | None, *, probed: bool) -> None:
         stamp = self._stream.stamp()
         self._told_mono = stamp["mono"]
         activity = self._stream.activity
         moved = dict(activity.moved) | ({} if self._work_mono is None else {"work": self._work_mono})
-        self._stream.publish(ActivitySampled(**stamp, moved=moved, requests=activity.requests, connections=connections))
+        self._stream.publish(
+            ActivitySampled(**stamp, moved=moved, requests=activity.requests, connections=connections, probed=probed)
+        )

@@ -53,6 +53,11 @@ class Stream:
         """The latest look at stacks has shown what may be a hang."""
         return self._memory.of_verdict.suspicion is not None
 
+    @property
+    def is_stalled(self) -> bool:
+        """The run is in a hang, also when nobody waits for it any more."""
+        return self._memory.of_verdict.stalled is not None
+
     def stamp(self) -> Stamp:
         return Stamp(time=time.time(), mono=time.monotonic(), node=self._node, attempt=self.attempt)
 

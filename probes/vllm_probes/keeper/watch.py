@@ -14,10 +14,14 @@ from vllm_probes.events import (
     LeverChecked,
     LogRecorded,
     LogSampled,
+    ProbeFinished,
     ProcessesSampled,
     StacksCaptured,
+    TimeoutsRead,
 )
 from vllm_probes.judges.address import Address, address_from_command, address_from_url
+from vllm_probes.judges.deadline import DEFAULTS_S
+from vllm_probes.judges.probing import api_key
 from vllm_probes.judges.rules import RuleSet
 from vllm_probes.keeper.folder import Launch, SessionFolder
 from vllm_probes.keeper.lookout import Lookout
@@ -26,7 +30,7 @@ from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef, ProcessRow
-from vllm_probes.sensors import disk, processes, stacks, threads
+from vllm_probes.sensors import disk, probe, processes, stacks, threads
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor
 from vllm_probes.sensors.tree import command_line
@@ -37,6 +41,8 @@ LOG_HEAD_BYTES = 256 << 20
 LOG_SLICE_BYTES = 1 << 20
 """A flood is read in slices: 0.1 s each at the slowest, so that nobody waits long for an answer."""
 DRAIN_S = 3.0
+BEFORE_DEADLINE_S = 10.0
+"""How long before vLLM gives up stacks are taken: the work may have come some seconds before it was seen."""
 STRANGERS_EVERY = 5
 """Looks between two scans of the whole host, done only where the launcher's processes are not our descendants."""
 
@@ -57,10 +63,16 @@ class Watch:
         self._endpoint = EndpointSensor()
         self._address: Address | None = None
         self._engine_config: Mapping[str, str] = {}
+        self.vllm_version: str | None = None
+        """As it says itself in the log."""
         self._looks = 0
         self._free: list[tuple[float, int]] = []
         self._lookout = Lookout(stream)
         self._is_capturing = False
+        self._probe_clients: set[str] | None = None
+        self._knows_timeouts = False
+        self._foreseen_mono: float | None = None
+        """The end of vLLM's patience before which stacks have been taken."""
 
     async def close(self) -> None:
         await self._endpoint.close()
@@ -99,6 +111,7 @@ class Watch:
     def _learn(self, event: LogRecorded) -> None:
         if url := event.fields.get("url"):
             self._address = address_from_url(url) or self._address
+        self.vllm_version = event.fields.get("version") or self.vllm_version
         if "enforce_eager" in event.fields:
             self._engine_config = event.fields
 
@@ -117,26 +130,54 @@ class Watch:
         if changed or gone:
             self._stream.publish(ProcessesSampled(**self._stream.stamp(), rows=changed, gone=gone))
         self._looks += 1
+        if not self._knows_timeouts:
+            self._read_timeouts()
+
+    def _read_timeouts(self) -> None:
+        """As soon as there is an engine; where its environment cannot be read, from what our own child was given."""
+        engine = next((row for row in self.rows.values() if row.role == "engine_core"), None)
+        if engine is None:
+            return
+        self._knows_timeouts = True
+        where, environ = engine.process, processes.environ(engine.pid)
+        if not environ and not engine.foreign:
+            where, environ = "the shim", processes.environ(self._attempt.launch.shim_pid or 0)
+        if environ:
+            seconds = {name: float(environ[name]) for name in DEFAULTS_S if environ.get(name, "").isdecimal()}
+            self._stream.publish(TimeoutsRead(**self._stream.stamp(), seconds=seconds, where=f"environment of {where}"))
 
     def _strangers(self, own: set[int]) -> list[ProcessRow]:
         if self._looks % STRANGERS_EVERY:
             return [row for row in self.rows.values() if row.foreign]
         return processes.strangers(self._attempt.started, own=own)
 
-    def wants_stacks(self) -> bool:
-        """Tell of quiet; True: it is time to see what everybody does."""
+    def wants_stacks(self) -> str | None:
+        """Tell of quiet; why it is time to see what everybody does, None: it is not."""
         port = self._address.port if self._address and not self._address.uds else None
-        return self._lookout.look(port) and not self._is_capturing
+        is_quiet = self._lookout.look(port, self._probe_clients)
+        if self._is_capturing:
+            return None
+        return "deadline" if self._is_near_the_end() else "quiet" if is_quiet else None
 
-    async def capture_stacks(self, reason: str) -> StacksCaptured:
-        """Stacks of every process, one file each, under `snapshots/`."""
+    def _is_near_the_end(self) -> bool:
+        """Once before each time at which vLLM gives up: then the evidence goes."""
+        attempt = self._stream.model.attempt
+        gives_up_mono = attempt.deadline.gives_up_mono if attempt and attempt.deadline else None
+        is_near = gives_up_mono is not None and self._stream.stamp()["mono"] >= gives_up_mono - BEFORE_DEADLINE_S
+        if not is_near or gives_up_mono == self._foreseen_mono:
+            return False
+        self._foreseen_mono = gives_up_mono
+        return True
+
+    async def capture_stacks(self, reason: str, *, timeout_s: float = 5.0) -> StacksCaptured:
+        """Stacks of every process, one file each, under `snapshots/`; `timeout_s` is what each may take."""
         self._is_capturing = True
         try:
-            return await self._capture_stacks(reason)
+            return await self._capture_stacks(reason, timeout_s)
         finally:
             self._is_capturing = False
 
-    async def _capture_stacks(self, reason: str) -> StacksCaptured:
+    async def _capture_stacks(self, reason: str, timeout_s: float) -> StacksCaptured:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))
@@ -145,7 +186,7 @@ class Watch:
             for row in self.rows.values()
             if row.role != "resource_tracker"
         ]
-        files = await stacks.capture(targets, folder)
+        files = await stacks.capture(targets, folder, timeout_s=timeout_s)
         captured = StacksCaptured(
             **self._stream.stamp(),
             reason=reason,
@@ -167,6 +208,35 @@ class Watch:
             return
         sample: EndpointSampled = await self._endpoint.sample(address, self._stream.stamp())
         self._stream.publish(sample)
+
+    def can_probe(self) -> bool:
+        """It is known where the server listens, and it has not ended."""
+        return self._server_address() is not None
+
+    async def probe(self) -> None:
+        """Ask the server for one token; one that is on its way already is enough."""
+        address = self._server_address()
+        if address is None or self._probe_clients is not None:
+            return
+        clients: set[str] = set()
+        self._probe_clients = clients
+        try:
+            lights = await probe.send(address, self._api_key(), clients)
+        finally:
+            self._probe_clients = None
+        if self._stream.attempt == self._attempt.number:  # else it was another server that has answered
+            self._stream.publish(
+                ProbeFinished(
+                    **self._stream.stamp(),
+                    url=address.url,
+                    deadline_s=probe.DEADLINE_S,
+                    lights=lights,
+                    own_clients=sorted(clients),
+                )
+            )
+
+    def _api_key(self) -> str | None:
+        return next((key for argv, env in self._server_commands() if (key := api_key(argv, env))), None)
 
     def _server_address(self) -> Address | None:
         if self._attempt.ended is not None:

@@ -36,6 +36,8 @@ class Lever(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What to write into a script instead."""
     gives: str
     cost: str
+    patience: float = 1.0
+    """How many times longer a healthy step may take with it."""
     caution: str
     flag: str | None = None
     env: dict[str, str] = {}
@@ -49,6 +51,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """A flag, variable or program that counts as debugging when its value matches."""
 
     cost: str
+    patience: float = 1.0
+    """How many times longer a healthy step may take with it."""
     env: str | None = None
     flag: str | None = None
     program: str | None = None
@@ -284,7 +288,9 @@ def _flag_arrival(
 
 def _lever_setting(lever: Lever) -> DebugSetting:
     name, value = next(iter(lever.env.items()), (lever.flag or "", ""))
-    return DebugSetting(setting=f"{name}={value}" if value else name, origin="lever", cost=lever.cost)
+    return DebugSetting(
+        setting=f"{name}={value}" if value else name, origin="lever", cost=lever.cost, patience=lever.patience
+    )
 
 
 def _debug_settings(draft: _Draft, pulled: Sequence[Lever]) -> Iterator[DebugSetting]:
@@ -294,12 +300,16 @@ def _debug_settings(draft: _Draft, pulled: Sequence[Lever]) -> Iterator[DebugSet
         for name, value in _typed(setting, argv):
             shown = redact_value(name, value)
             separator = "=" if setting.env or shown else ""
-            yield DebugSetting(setting=f"{name}{separator}{shown}", origin="typed", cost=setting.cost)
+            yield DebugSetting(
+                setting=f"{name}{separator}{shown}", origin="typed", cost=setting.cost, patience=setting.patience
+            )
     ours = {name for lever in pulled for name in lever.env}
     for name, setting in _inherited(LaunchSpec(argv, draft.env, draft.base.cwd)):
         if name not in ours:
             shown = redact_value(name, draft.env[name])
-            yield DebugSetting(setting=f"{name}={shown}", origin="inherited", cost=setting.cost)
+            yield DebugSetting(
+                setting=f"{name}={shown}", origin="inherited", cost=setting.cost, patience=setting.patience
+            )
 
 
 def _typed(setting: Setting, argv: list[str]) -> Iterator[tuple[str, str]]:

@@ -5,15 +5,13 @@
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
-import httpx
-
-from vllm_probes.events import EndpointSampled, Health, Stamp
+from vllm_probes.events import EndpointSampled, Stamp
 from vllm_probes.judges.address import Address
 from vllm_probes.judges.latency import Look, remember, windows
 from vllm_probes.judges.metrics import parse_histograms, parse_metrics
 from vllm_probes.rows import EngineSample, LatencyWindow
+from vllm_probes.sensors.answers import Answer, ask, http_client
 
 TIMEOUT_S = 2.0
 HEALTH_EVERY_S = 5.0
@@ -21,8 +19,6 @@ HEALTH_EVERY_S = 5.0
 LATENCIES_EVERY_S = 5.0
 """Buckets are most of the page: of eight engines they take twice as long to read as everything else."""
 ACTIVE_HOLD_S = 3.0
-KEEP_ALIVE_S = 4.0
-"""Shorter than uvicorn's 5 s, so that no request meets a connection that the server is just closing."""
 
 
 class EndpointSensor:
@@ -51,22 +47,13 @@ class EndpointSensor:
         self._server = None
 
 
-class _Answer(NamedTuple):
-    health: Health
-    status: int | None = None
-    """None: there was no answer."""
-    latency_s: float | None = None
-    text: str = ""
-    error: str | None = None
-
-
 class _Server:
     """One address, and what is remembered of it between looks."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self.client = _client(address)
-        self._health: _Answer | None = None
+        self.client = http_client(address)
+        self._health: Answer | None = None
         self._health_mono = 0.0
         self._looks: tuple[Look, ...] = ()
         self._latencies: list[LatencyWindow] = []
@@ -94,7 +81,7 @@ class _Server:
             error=health.error or error,
         )
 
-    async def _look(self, mono: float, clients: set[str]) -> tuple[_Answer, _Answer | None]:
+    async def _look(self, mono: float, clients: set[str]) -> tuple[Answer, Answer | None]:
         """/metrics, and /health when it is due: one after the other while all is well, so that one connection does.
 
         Its port is all that tells our access lines from the user's: the fewer ports, the better.
@@ -105,25 +92,10 @@ class _Server:
         is_due = metrics.status is None or mono - self._health_mono >= HEALTH_EVERY_S
         return metrics, await self._ask("/health", clients) if is_due else None
 
-    async def _ask(self, path: str, clients: set[str]) -> _Answer:
-        async def trace(event: str, info: dict[str, Any]) -> None:
-            if event == "connection.connect_tcp.complete":  # counts even if no answer comes
-                clients.update(_client_address(info["return_value"]))
+    async def _ask(self, path: str, clients: set[str]) -> Answer:
+        return await ask(self.client, self.address, path, timeout_s=TIMEOUT_S, clients=clients)
 
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                response = await self.client.get(_base_url(self.address) + path, extensions={"trace": trace})
-        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-            return _failure(error)
-        clients.update(_client_address(response.extensions["network_stream"]))
-        return _Answer(
-            "ok" if response.is_success else "unhealthy",
-            response.status_code,
-            response.elapsed.total_seconds(),
-            response.text,
-        )
-
-    def _judge_health(self, metrics: _Answer, asked: _Answer | None, mono: float) -> _Answer:
+    def _judge_health(self, metrics: Answer, asked: Answer | None, mono: float) -> Answer:
         """The newest word on the health. Unless all is well the next look asks /health again."""
         known = asked or self._health
         current = known if known and (asked or metrics.status is not None) else metrics
@@ -132,7 +104,7 @@ class _Server:
         self._health = current if current.health == "ok" and metrics.status is not None else None
         return current
 
-    def _read(self, metrics: _Answer, mono: float) -> tuple[list[EngineSample], list[LatencyWindow], str | None]:
+    def _read(self, metrics: Answer, mono: float) -> tuple[list[EngineSample], list[LatencyWindow], str | None]:
         """The engines of the page, the latest windows, and why there are none."""
         if metrics.status != 200:
             return [], [], metrics.error or f"/metrics answered {metrics.status}."
@@ -154,46 +126,8 @@ class _Server:
         return has_requests or mono - self._moved_mono < ACTIVE_HOLD_S
 
 
-def _client(address: Address) -> httpx.AsyncClient:
-    """Straight to the address: no proxy of the environment, and no look at the certificate of our own server."""
-    transport = httpx.AsyncHTTPTransport(
-        verify=False,
-        trust_env=False,
-        uds=address.uds,
-        limits=httpx.Limits(max_connections=4, keepalive_expiry=KEEP_ALIVE_S),
-    )
-    return httpx.AsyncClient(transport=transport, trust_env=False, timeout=None)
-
-
-def _base_url(address: Address) -> str:
-    scheme = "https" if address.tls else "http"
-    return f"{scheme}://localhost" if address.uds else address.url
-
-
-def _client_address(stream: Any) -> list[str]:
-    address = stream.get_extra_info("client_addr")
-    return [f"{address[0]}:{address[1]}"] if isinstance(address, tuple) else []
-
-
 def _counts(engines: list[EngineSample]) -> Iterator[float]:
     """Everything that a request moves."""
     for engine in engines:
         for count in (engine.prompt_tokens, engine.generation_tokens, engine.iterations, engine.finished_requests):
             yield count or 0.0
-
-
-def _failure(error: Exception) -> _Answer:
-    if isinstance(error, TimeoutError):
-        return _Answer("timeout", error=f"No answer within {TIMEOUT_S:g} s.")
-    if any(isinstance(cause, (ConnectionRefusedError, FileNotFoundError)) for cause in _causes(error)):
-        return _Answer("refused", error="Nobody listens there.")
-    return _Answer("unreachable", error=str(error) or type(error).__name__)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and the members of groups: httpx wraps what the kernel said."""
-    yield error
-    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    for cause in (error.__cause__ or error.__context__, *members):
-        if cause is not None:
-            yield from _causes(cause)

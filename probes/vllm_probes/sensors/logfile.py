@@ -29,9 +29,11 @@ SKIPPED_BYTES = 4 << 20
 _REMEMBERED = 1000
 _HEARTBEAT = re.compile(
     rb'"(?:GET|HEAD) /(?:metrics|health|ping|load|version)\b'
+    rb"|[?]vllm-tui-probe\b"
     rb"|No available shared memory broadcast block|Avg prompt throughput: |Waiting for \d+ local, \d+ remote"
 )
-"""What vLLM 0.6-0.32 prints from time to time though nothing moves (shm_broadcast.py, loggers.py, engine/utils.py)."""
+"""What vLLM 0.6-0.32 prints from time to time though nothing moves (shm_broadcast.py, loggers.py, engine/utils.py), and
+the answers to our own probes."""
 _PROCESS_NAME = re.compile(rb"\(([A-Za-z][\w.-]*)(?: rank=\d+)? pid=(\d+)[,)]")
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from vllm_probes.judges.frames import called_operator
 from vllm_probes.rows import Frame, ProcessRef, StackFile, ThreadStack
+from vllm_probes.sensors.source_line import source_line
 from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside
 
 MAX_THREADS = 24
@@ -23,6 +25,8 @@ become a part of a recording; the JSON file has everything."""
 DUMPS_PER_CORE = 2
 ATTEMPTS = 3
 """A stack that changes while it is read cannot be read: of a busy worker about one attempt in five (measured)."""
+MORE_LOOKS, MORE_LOOKS_S = 5, 1.0
+"""At whoever runs: the lines of a loop in Python change all the time, of a call of native code they do not."""
 TURN_S = 1.0
 """How long a process waits for its turn: those that have one hang then, and nobody waits for them."""
 DIE_S = 1.0
@@ -143,10 +147,12 @@ async def _capture_one(
     try:
         async with _turn(turns):
             printed = await _by_py_spy(py_spy, target, timeout_s)
-        python = _decode(printed, target)
+            read = _decode(printed, target)
+            kernel = facts(target.pid)
+            python = await _closer(read, _thread_stacks(read, target.pid), kernel, target, py_spy)
     except NoStacksError as reason:
         return replace(found, error=str(reason), threads=join(target.pid, [], facts(target.pid)))
-    found = replace(found, threads=join(target.pid, python, facts(target.pid)))
+    found = replace(found, threads=join(target.pid, python, kernel))
     try:
         return replace(found, file=_save(printed, folder, target))
     except OSError as error:
@@ -210,16 +216,19 @@ async def _kill(process: asyncio.subprocess.Process) -> None:
             await process.wait()
 
 
-def _decode(printed: bytes, target: ProcessRef) -> list[ThreadStack]:
+def _decode(printed: bytes, target: ProcessRef) -> list[_PySpyThread]:
     """Raises NoStacksError where it is not what py-spy writes."""
     try:
-        threads = _DECODER.decode(printed)
+        return _DECODER.decode(printed)
     except msgspec.DecodeError as error:
         raise NoStacksError(
             f"What py-spy wrote of {_name(target)} is not understood: install py-spy 0.4. {error}"
         ) from error
-    inside = ids_inside(target.pid)
-    return [_thread_stack(thread, target.pid, inside) for thread in threads]
+
+
+def _thread_stacks(threads: Sequence[_PySpyThread], pid: int) -> list[ThreadStack]:
+    inside = ids_inside(pid)
+    return [_thread_stack(thread, pid, inside) for thread in threads]
 
 
 def _thread_stack(thread: _PySpyThread, pid: int, inside: Mapping[int, int]) -> ThreadStack:
@@ -232,6 +241,54 @@ def _thread_stack(thread: _PySpyThread, pid: int, inside: Mapping[int, int]) -> 
         for frame in (*thread.frames[:INNER_FRAMES], *thread.frames[INNER_FRAMES:][-OUTER_FRAMES:])
     ]
     return ThreadStack(thread_id=thread_id, name=thread.thread_name, frames=frames, active=thread.active)
+
+
+async def _closer(
+    read: Sequence[_PySpyThread],
+    stacks: Sequence[ThreadStack],
+    kernel: Mapping[int, ThreadFacts],
+    target: ProcessRef,
+    py_spy: str | None,
+) -> list[ThreadStack]:
+    """The same stacks, with what one dump does not tell: whether whoever runs moves, and the operator that is called.
+
+    Raises NoStacksError.
+    """
+    runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
+    moved: set[int] = set()
+    if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
+        moved = await _moved(read, target, py_spy)
+    found = []
+    for thread, stack, is_running in zip(read, stacks, runs, strict=True):
+        if _in_operator(stack):
+            found.append(await _with_operator(thread, stack, target.pid))
+        elif is_running and thread.frames:
+            source = await source_line(target.pid, thread.frames[0].filename, thread.frames[0].line)
+            found.append(replace(stack, moves=thread.thread_id in moved, source=source))
+        else:
+            found.append(stack)
+    return found
+
+
+async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int]:
+    """Threads (Python's ids) whose innermost call is at another line a moment later. Raises NoStacksError."""
+    leaves = {thread.thread_id: thread.frames[:1] for thread in read}
+    moved: set[int] = set()
+    for _ in range(MORE_LOOKS):
+        again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
+        moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+    return moved
+
+
+def _in_operator(stack: ThreadStack) -> bool:
+    return bool(stack.frames[1:]) and stack.frames[0].file == "torch/_ops.py"
+
+
+async def _with_operator(thread: _PySpyThread, stack: ThreadStack, pid: int) -> ThreadStack:
+    """A compiled model calls operators by name: only the line of its source tells which one this is."""
+    source = await source_line(pid, thread.frames[1].filename, thread.frames[1].line)
+    operator = called_operator(source or "")
+    return replace(stack, frames=[operator, *stack.frames]) if operator else stack
 
 
 def _with_facts(thread: ThreadStack, kernel: ThreadFacts | None) -> ThreadStack:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from textual.binding import Binding
 from textual.content import Content
 
+from vllm_probes.judges.probing import meaning
 from vllm_probes.launch.levers import unset_line
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Change, GpuCard, GpuRow
@@ -30,7 +31,10 @@ class DetailsPage(Page):
         return Content.styled("Details", "bold")
 
     def page_rows(self, width: int) -> list[Content]:
-        sections = (launch_rows, setting_rows, attempt_rows, limit_rows, gpu_rows, host_rows, trouble_rows)
+        sections = (
+            *(launch_rows, setting_rows, attempt_rows, probe_rows),
+            *(limit_rows, gpu_rows, host_rows, trouble_rows),
+        )
         return [row for section in sections for row in section(self._situation, width)]
 
     def action_copy_unset(self) -> None:
@@ -93,6 +97,19 @@ def attempt_text(attempt: AttemptModel) -> str:
         how = ending(attempt.ended.code, attempt.ended.signal)
         parts.append(f"{how} after {duration(lasted_s(attempt, attempt.ended))}")
     return " · ".join(parts)
+
+
+def probe_rows(situation: Situation, width: int) -> Iterator[Content]:
+    """The three lights of the latest probe."""
+    probe = situation.attempt.probe if situation.attempt else None
+    if probe is None:
+        return
+    at = time.strftime("%H:%M:%S", time.localtime(probe.time))
+    yield from heading(f"Probe of {probe.url} at {at}")
+    for light in probe.lights:
+        took = "" if light.latency_s is None else f", {light.latency_s:.3f} s"
+        yield from entry(light.name, f"{light.outcome}: {light.said}{took}", width)
+    yield from entry("together", meaning(probe.lights), width)
 
 
 def limit_rows(situation: Situation, width: int) -> Iterator[Content]:

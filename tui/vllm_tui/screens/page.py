@@ -1,6 +1,7 @@
 """A page over the main screen: a title row, text to scroll, Esc goes back."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -22,6 +23,8 @@ class Page(Screen[None]):
         Binding("g", "scroll_to_end(False)", "top", show=False),
         Binding("G", "scroll_to_end(True)", "end", show=False),
     ]
+
+    is_of_stacks: ClassVar[bool] = False
 
     def __init__(self, situation: Situation) -> None:
         super().__init__()
@@ -60,10 +63,20 @@ class Page(Screen[None]):
     def fill(self, width: int) -> None:
         """Write the page anew."""
         keys = (("Esc", "back"), *self.keys(), ("↑ ↓ PgUp PgDn g G", "scroll"))
-        entries = [Content.assemble((key, "bold $text-accent"), " ", label) for key, label in keys]
         self._title.show(self.page_title())
         self._text.show_rows(self.page_rows(max(20, width - 3)))
-        self._keys.show_rows([Content.assemble(" ", Content("   ").join(entries))])
+        self._keys.show_rows([key_row(keys, width)])
 
     def action_scroll_to_end(self, bottom: bool) -> None:
         (self._text.scroll_end if bottom else self._text.scroll_home)(animate=False)
+
+
+def key_row(keys: Sequence[tuple[str, str]], width: int) -> Content:
+    """As many keys as fit; the help has them all."""
+    row = Content("")
+    for key, label in keys:
+        entry = Content.assemble("  " if row else " ", (key, "bold $text-accent"), " ", label)
+        if row.cell_length + entry.cell_length > width:
+            break
+        row += entry
+    return row

@@ -1,49 +1,33 @@
-"""The latest captured stacks: every process with its threads, innermost call first."""
+"""Captured stacks: those of all processes in one drawing, or process by process."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-from textual.binding import Binding
 from textual.content import Content
 from textual.reactive import reactive
 
 from vllm_probes.events import StacksCaptured
-from vllm_probes.rows import StackFile
+from vllm_tui import actions
 from vllm_tui.format import plural, printable
 from vllm_tui.screens.page import Page
+from vllm_tui.screens.stack_looks import Member, forests, groups, members
+from vllm_tui.screens.stack_processes import overview, process_rows, read_stacks
+from vllm_tui.screens.stack_tree import forest_rows, group_rows, trouble_rows
 from vllm_tui.situation import Situation
-from vllm_tui.stackfiles import Frame, Thread, innermost, read_threads
-from vllm_tui.widgets.rows import cell, joined
+from vllm_tui.widgets.doing import culprit_looks
+from vllm_tui.widgets.rows import joined
 
-CALL_WIDTH = 36
 COPY_WIDTH = 200
-_REASONS = {"key": "by hand"}
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessStacks:
-    """One process of a capture: its threads, or why there are none."""
-
-    process: str
-    pid: int
-    threads: list[Thread]
-    trouble: str = ""
+SAVED_AS = "stacks.txt"
+_REASONS = {"key": "by hand", "quiet": "because nothing moved"}
 
 
 class StacksPage(Page):
-    """Reads the files of one capture when it is shown; another capture takes its place."""
+    """Shows the latest capture, or an older one that was chosen."""
 
-    BINDINGS = [
-        Binding("t", "toggle_threads", "threads", show=False),
-        Binding("left_square_bracket,less_than_sign", "older(1)", "older", show=False),
-        Binding("right_square_bracket,greater_than_sign", "older(-1)", "newer", show=False),
-        Binding("n", "next_process(False)", "next process", show=False),
-        Binding("p,N", "next_process(True)", "process before", show=False),
-        Binding("y", "copy", "copy", show=False),
-    ]
+    BINDINGS = [*actions.bindings("stacks")]
+    is_of_stacks = True
 
     capturing: reactive[int] = reactive(0, init=False)
     """How many captures were asked for and have not come."""
@@ -51,29 +35,58 @@ class StacksPage(Page):
     def __init__(self, situation: Situation, folder: Path) -> None:
         super().__init__(situation)
         self._folder = folder
-        self._age = 0
-        self._all_threads = False
-        self._shown: StacksCaptured | None = None
-        self._process_rows: list[int] = []
-        """Where each process begins on the page."""
+        self._chosen_mono: float | None = None
+        """Of the capture to show; None: whatever is the latest."""
+        self._drawn_from: tuple[object, ...] = ()
+        self._merged, self._by_line, self._folded, self._all_threads = True, False, True, False
+        self._starts: list[int] = []
+        """Where each part of the page begins."""
 
     def keys(self) -> Sequence[tuple[str, str]]:
-        threads = "main threads only" if self._all_threads else "all threads"
-        return (("s", "again"), ("t", threads), ("n p", "process"), ("[ ]", "older, newer"), ("y", "copy"))
+        lines, fold = "functions" if self._by_line else "lines", "unfold" if self._folded else "fold"
+        return (
+            ("v", "processes" if self._merged else "merged"),
+            ("t", "main threads" if self._all_threads else "threads"),
+            *((("l", lines), ("f", fold)) if self._merged else ()),
+            ("[ ]", "older"),
+            ("y", "copy"),
+            ("w", "save"),
+            ("s", "again"),
+            ("n p", "part"),
+        )
 
     @property
     def captured(self) -> StacksCaptured | None:
         stacks = self._situation.model.stacks
-        return stacks[-1 - min(self._age, len(stacks) - 1)] if stacks else None
+        return stacks[self._position] if stacks else None
+
+    @property
+    def _position(self) -> int:
+        """Of the capture to show; of one that has been forgotten meanwhile, of the oldest."""
+        stacks = self._situation.model.stacks
+        if self._chosen_mono is None:
+            return len(stacks) - 1
+        return next((at for at, one in enumerate(stacks) if one.mono == self._chosen_mono), 0)
 
     def show(self, situation: Situation) -> None:
         super().show(situation)
-        if self.is_mounted and self.captured is not self._shown:
+        if self.is_mounted and self._sources() != self._drawn_from:
             self.fill(self.size.width)
+        elif self.is_mounted:
+            self._title.show(self.page_title())
 
-    def watch_capturing(self) -> None:
+    def _sources(self) -> tuple[object, ...]:
+        """What the page is made from: conclusions about a capture come after it."""
+        attempt = self._situation.attempt
+        return (self.captured, attempt.doing, attempt.verdict) if attempt else (self.captured,)
+
+    def watch_capturing(self, before: int, after: int) -> None:
+        if after > before:
+            self._chosen_mono = None
         if self.is_mounted:
             self.fill(self.size.width)
+
+    # --- what stands on it ----------------------------------------------------------------------------------------
 
     def page_title(self) -> Content:
         under_way = Content.styled("capturing…" if self.capturing else "", "bold $text-warning")
@@ -86,105 +99,100 @@ class StacksPage(Page):
             plural(len(captured.stacks), "process"),
             time.strftime("%H:%M:%S", time.localtime(captured.time)),
             _REASONS.get(captured.reason, printable(captured.reason)),
-            f"{count - self._age} of {count}" if count > 1 else "",
+            f"{self._position + 1} of {count}" if count > 1 else "",
         ]
         return joined([Content.styled("Stacks", "bold"), *(Content.styled(note, "dim") for note in notes), under_way])
 
     def page_rows(self, width: int) -> list[Content]:
-        captured = self._shown = self.captured
-        if captured is None:
-            text = "Waiting for the stacks…" if self.capturing else "No stacks were captured."
-            return [Content(""), Content.styled(f"   {text}", "dim")]
-        processes = [self._read(stack) for stack in captured.stacks]
-        rows = overview(processes, width)
-        self._process_rows = []
-        for process in processes:
-            self._process_rows.append(len(rows))
-            rows += process_rows(process, width, all_threads=self._all_threads)
+        self._drawn_from = self._sources()
+        rows: list[Content] = []
+        self._starts = []
+        for block in self._blocks(width):
+            rows += [Content("")] if rows else []
+            self._starts.append(len(rows))
+            rows += block
         return rows
 
-    def _read(self, stack: StackFile) -> ProcessStacks:
-        threads: list[Thread] = []
-        trouble = stack.error or "no stacks"
-        if stack.file is not None:
-            try:
-                threads, trouble = read_threads(self._folder / stack.file), ""
-            except OSError as error:
-                trouble = f"cannot read {stack.file}: {error.strerror}"
-            except msgspec.DecodeError as error:
-                trouble = f"{stack.file} is damaged: {error}"
-        return ProcessStacks(stack.process, stack.pid, threads, trouble)
+    def _blocks(self, width: int) -> list[list[Content]]:
+        """The parts of the page."""
+        if (captured := self.captured) is None:
+            text = "Waiting for the stacks…" if self.capturing else "No stacks were captured."
+            return [[Content(""), Content.styled(f"   {text}", "dim")]]
+        if self._merged:
+            return self._merged_blocks(captured, width, folded=self._folded)
+        return self._process_blocks(captured, width, all_threads=self._all_threads)
 
-    def action_next_process(self, backwards: bool) -> None:
-        """Scroll to where the next process begins."""
-        here, starts = self._text.scroll_offset.y, self._process_rows
-        later = [y for y in reversed(starts) if y < here] if backwards else [y for y in starts if y > here]
+    def _merged_blocks(self, captured: StacksCaptured, width: int, *, folded: bool) -> list[list[Content]]:
+        """What each group does and who has no stacks, then one tree for each kind of process."""
+        found = self._members(captured)
+        seen = forests(found, all_threads=self._all_threads)
+        head = [*group_rows(groups(found), width), *trouble_rows(troubles(captured), width)]
+        return [head, *(forest_rows(forest, width, by_line=self._by_line, folded=folded) for forest in seen)]
+
+    def _members(self, captured: StacksCaptured) -> list[Member]:
+        """Marked by the verdict where the capture was made in the hang that it is about."""
+        model = self._situation.model
+        attempt = next((one for one in model.attempts if one.number == captured.attempt), None)
+        verdict = attempt.verdict if attempt else None
+        is_of_hang = verdict is not None and verdict.since is not None and captured.time >= verdict.since
+        return members(model, captured, culprit_looks(attempt) if is_of_hang else {})
+
+    def _process_blocks(self, captured: StacksCaptured, width: int, *, all_threads: bool) -> list[list[Content]]:
+        processes = [read_stacks(self._folder, stack) for stack in captured.stacks]
+        head = overview(processes, width)
+        rows = [process_rows(process, width, all_threads=all_threads) for process in processes]
+        return [head, *rows] if head else rows
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    def action_next_part(self, backwards: bool) -> None:
+        """Scroll to where the next part of the page begins."""
+        here = self._text.scroll_offset.y
+        later = [y for y in reversed(self._starts) if y < here] if backwards else [y for y in self._starts if y > here]
         if later:
             self._text.scroll_to(y=later[0], animate=False)
 
-    def action_toggle_threads(self) -> None:
-        self._all_threads = not self._all_threads
+    def action_switch(self, what: str) -> None:
+        setattr(self, f"_{what}", not getattr(self, f"_{what}"))
+        if what == "merged":
+            self._text.scroll_home(animate=False)
         self.fill(self.size.width)
 
     def action_older(self, step: int) -> None:
-        self._age = max(0, min(self._age + step, len(self._situation.model.stacks) - 1))
+        stacks = self._situation.model.stacks
+        position = max(0, self._position - step)
+        self._chosen_mono = stacks[position].mono if position < len(stacks) - 1 else None
         self.fill(self.size.width)
 
     def action_copy(self) -> None:
-        self.app.copy_to_clipboard("\n".join(row.plain.rstrip() for row in self.page_rows(COPY_WIDTH)))
-        self.app.notify("The stacks are copied.", markup=False)
+        self.app.copy_to_clipboard(plain(self._blocks(COPY_WIDTH)))
+        self.app.notify("The stacks are copied as they are shown.", markup=False)
+
+    def action_save(self) -> None:
+        """Everything there is of this capture, as text beside its files."""
+        if (captured := self.captured) is None:
+            self.app.notify("There are no stacks to save yet.", severity="warning", markup=False)
+            return
+        merged = self._merged_blocks(captured, COPY_WIDTH, folded=False)
+        each = self._process_blocks(captured, COPY_WIDTH, all_threads=True)
+        path = self._folder / captured.folder / SAVED_AS
+        try:
+            path.write_text(plain([[self.page_title()], *merged, *each]), "utf-8")
+        except OSError as error:
+            why = f"Cannot write {path}: {error.strerror}. y copies what is shown."
+            self.app.notify(why, severity="error", markup=False)
+            return
+        self.app.notify(f"Saved as {path}", markup=False)
 
 
-def overview(processes: Sequence[ProcessStacks], width: int) -> list[Content]:
-    """What each process is at, one a row; nothing where there is only one."""
-    if len(processes) < 2:
-        return []
-    name_width = min(CALL_WIDTH, max(len(process.process) for process in processes))
-    return [*(overview_row(process, name_width, width) for process in processes), Content("")]
+def troubles(captured: StacksCaptured) -> list[tuple[str, str]]:
+    """(process, why nothing of it can be merged)."""
+    missing = [file for file in captured.stacks if not any(thread.frames for thread in file.threads)]
+    return [
+        (file.process, file.error or "its stacks are not in the recording; v looks for its file") for file in missing
+    ]
 
 
-def overview_row(process: ProcessStacks, name_width: int, width: int) -> Content:
-    frame = innermost(process.threads[0]) if process.threads else None
-    text = process.trouble or (frame.brief if frame else "no calls")
-    row = Content.assemble(
-        "   ",
-        cell(printable(process.process), name_width, "bold"),
-        "   ",
-        (printable(text), "dim" if not frame else ""),
-    )
-    return row.truncate(width, ellipsis=True)
-
-
-def process_rows(process: ProcessStacks, width: int, *, all_threads: bool) -> list[Content]:
-    """One process: its name, then its main thread or all of its threads."""
-    name = Content.assemble((f" {printable(process.process)}", "bold $text-accent"), (f"  pid {process.pid}", "dim"))
-    if process.trouble:
-        return [name, error_row(process.trouble), Content("")]
-    shown = process.threads if all_threads else process.threads[:1]
-    hidden = len(process.threads) - len(shown)
-    more = f"  + {plural(hidden, 'thread')}" if hidden else ""
-    calls = (row for thread in shown for row in thread_rows(thread, width))
-    return [Content.assemble(name, (more, "dim")), *calls, Content("")]
-
-
-def error_row(text: str) -> Content:
-    return Content.styled(f"   ✖ {printable(text)}", "$text-error")
-
-
-def thread_rows(thread: Thread, width: int) -> list[Content]:
-    """One thread: its name and what it is at, then its calls."""
-    marks = ["active" if thread.active else "idle", *(["holds the GIL"] if thread.owns_gil else [])]
-    name = printable(thread.thread_name or f"thread {thread.thread_id:#x}")
-    head = Content.assemble(f"   {name}", (f"  {', '.join(marks)}", "bold" if thread.active else "dim"))
-    return [head, *(frame_row(frame, width) for frame in thread.frames)]
-
-
-def frame_row(frame: Frame, width: int) -> Content:
-    """Function and place; of a place that is too long the end stays, since it has the line."""
-    call_width = min(CALL_WIDTH, width // 2 - 4)
-    room = width - call_width - 7
-    place = printable(frame.place)
-    place = place if len(place) <= room else "…" + place[len(place) - room + 1 :]
-    return Content.assemble(
-        "     ", cell(printable(frame.name), call_width, "" if frame.own else "dim"), "  ", (place, "dim")
-    )
+def plain(blocks: Sequence[Sequence[Content]]) -> str:
+    """As text, with an empty line between the blocks."""
+    return "\n\n".join("\n".join(row.plain.rstrip() for row in block) for block in blocks) + "\n"

@@ -32,6 +32,8 @@ STEPS = ("SIGINT", "SIGTERM", "SIGKILL")
 class Header(Panel):
     """One row, and a second one while there is something to tell about what vLLM is doing."""
 
+    counts = True
+
     def rows(self, width: int) -> list[Content]:
         situation = self._situation
         title = spread(title_left(situation), title_right(situation), width)

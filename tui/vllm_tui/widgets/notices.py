@@ -4,9 +4,10 @@ from collections.abc import Iterator
 
 from textual.content import Content
 
-from vllm_probes.events import Exited
+from vllm_probes.events import Exited, ProbeFinished
 from vllm_probes.gpus import strangers, visible_to_run
 from vllm_probes.judges.gpu_signatures import HELD_BYTES
+from vllm_probes.judges.probing import meaning, served
 from vllm_probes.log.line import parse_line
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Finding, Hold
@@ -17,6 +18,7 @@ from vllm_tui.widgets.rows import Panel, hanging
 
 FEW_FREE_BYTES = 1 << 30
 WARN_BELOW_S = 2 * 3600.0
+PROBE_SHOWN_S = 60.0
 MAX_ROWS = 8
 _LOOKS = {
     "error": ("✖", "bold $text-error"),
@@ -47,6 +49,8 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
         yield "warning", f"Waits for {hold_sentence(hold)}"
     if attempt := situation.attempt:
         yield from ending_notices(attempt, actions.may_send(situation) is None and not situation.holds)
+        yield from probe_notices(situation, attempt)
+        yield from (("info", answer.said) for answer in attempt.stall_answers if answer.ok)
         yield from lever_notices(attempt)
         yield from file_notices(situation, attempt)
     yield from gpu_notices(situation)
@@ -130,8 +134,8 @@ def command_name(attempt: AttemptModel) -> str:
 
 
 def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:
-    """The root cause of the post-mortem, with what to do about it."""
-    causes = [finding for finding in exited.findings if finding.severity in ("error", "fatal")]
+    """The root cause of the post-mortem in the log, with what to do about it; a hang has its banner."""
+    causes = [one for one in exited.findings if one.severity in ("error", "fatal") and one.rule != "hang"]
     if causes:
         yield "error", finding_sentence(causes[0])
 
@@ -143,6 +147,23 @@ def finding_sentence(finding: Finding) -> str:
     fix = f" Fix: {finding.fix}" if finding.fix else ""
     known = f"{finding.why}{fix}" if finding.rule else f"{finding.why.rstrip('.')}; ] goes there."
     return f"Line {finding.line_number:,}: {said.strip()} — {known}"
+
+
+def probe_notices(situation: Situation, attempt: AttemptModel) -> Iterator[tuple[str, str]]:
+    """What the latest probe came to; later it stands among the details."""
+    probe = attempt.probe
+    if probe and situation.now - probe.mono < PROBE_SHOWN_S:
+        severity = "info" if served(probe.lights) else "error"
+        yield severity, f"Probe: {meaning(probe.lights)} {probe_text(probe)}"
+
+
+def probe_text(probe: ProbeFinished) -> str:
+    """`health ok 0.002 s · metrics ok 0.004 s · probe no answer within 10 s`."""
+    parts = (
+        f"{light.name} {light.said if light.outcome != 'ok' else f'ok {light.latency_s or 0.0:.3f} s'}"
+        for light in probe.lights
+    )
+    return " · ".join(parts)
 
 
 def lever_notices(attempt: AttemptModel) -> Iterator[tuple[str, str]]:

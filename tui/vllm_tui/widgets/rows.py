@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from rich.segment import Segment
 from textual.content import Content
@@ -102,6 +103,9 @@ def _equal_cells(before: Iterable[Segment], after: Iterable[Segment]) -> int:
 
 class Panel(Rows):
     """Rows that follow from the situation and the width."""
+
+    counts: ClassVar[bool] = False
+    """Something on it goes on with the clock."""
 
     def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(id=id, classes=classes)

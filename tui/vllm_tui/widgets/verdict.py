@@ -1,10 +1,15 @@
-"""The verdict on a hang, below the header: who holds everybody up, and how we know."""
+"""The verdict on a hang, below the header: who holds everybody up, how we know, and afterwards how it went."""
+
+import time
+from collections.abc import Iterator
 
 from textual.content import Content
 
 from vllm_probes.events import VerdictChanged
-from vllm_tui.format import duration, printable
-from vllm_tui.situation import Situation
+from vllm_probes.model import AttemptModel
+from vllm_tui.format import duration, ending, printable
+from vllm_tui.situation import Situation, end_mono, from_unix_s
+from vllm_tui.widgets.doing import verdict_look
 from vllm_tui.widgets.rows import Panel, hanging, joined, rule
 
 MAX_EVIDENCE = 4
@@ -13,27 +18,53 @@ MAX_EVIDENCE = 4
 class VerdictBanner(Panel):
     """No rows while the run gets on. It stays when the run has ended: the verdict outlives it."""
 
+    counts = True
+
     def rows(self, width: int) -> list[Content]:
         attempt = self._situation.attempt
         verdict = attempt.verdict if attempt else None
-        if verdict is None or verdict.health == "ok":
+        if attempt is None or verdict is None or verdict.health == "ok":
             return []
-        style = "$text-error" if verdict.health == "stalled" else "$text-warning"
-        symbol = "✖" if verdict.health == "stalled" else "▲"
-        title = Content.styled(f"{symbol} {verdict.health.upper()} {since(self._situation, verdict)}", f"bold {style}")
-        kind = Content.styled((verdict.kind or "").replace("_", " "), style)
+        symbol, style = verdict_look(verdict)
+        lasted = since(self._situation, verdict)
+        title = Content.styled(f"{symbol} {verdict.health.upper()} {lasted}".rstrip(), f"bold {style}")
+        kind = Content.styled("" if verdict.kind in (None, "unknown") else verdict.kind.replace("_", " "), style)
         head = hanging(Content("   "), Content.styled(printable(verdict.summary), f"bold {style}"), width)
-        return [rule(joined([title, kind]), width), *head, *evidence_rows(verdict, width)]
+        course = hanging(Content("   "), joined(list(timeline(attempt)), " → "), width) if attempt.ended else []
+        patience = [row.truncate(width, ellipsis=True) for row in deadline_rows(self._situation)]
+        return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width), *patience]
 
 
 def since(situation: Situation, verdict: VerdictChanged) -> str:
     """`14 s`: from the last progress to now, or to the end of the run."""
     if verdict.since is None:
         return ""
-    attempt = situation.attempt
-    ended = attempt.ended if attempt else None
-    now_mono = situation.now if ended is None else ended.mono
-    return duration(now_mono - verdict.mono + verdict.time - verdict.since)
+    ended = situation.attempt.ended if situation.attempt else None
+    return duration(from_unix_s(verdict.since, end_mono(ended) if ended else situation.now, verdict))
+
+
+def timeline(attempt: AttemptModel) -> Iterator[Content]:
+    """`20:34:11 last progress`, `suspect +8.2 s`, `stalled +11 s`, `killed (SIGKILL) +4:46`, counted from the first."""
+    if not attempt.hang or attempt.ended is None:
+        return
+    first = attempt.hang[0]
+    begun = first.time if first.since is None else first.since
+    at = time.strftime("%H:%M:%S", time.localtime(begun))
+    yield Content.assemble((at, "bold"), " first suspicion" if first.since is None else " last progress")
+    for verdict in attempt.hang:
+        lasted_s = from_unix_s(begun, verdict.mono, verdict)
+        yield Content.assemble((verdict.health, verdict_look(verdict)[1]), f" +{duration(lasted_s)}")
+    how = "stopped" if attempt.stop else ending(attempt.ended.code, attempt.ended.signal).removeprefix("was ")
+    yield Content.assemble((how, "bold"), f" +{duration(from_unix_s(begun, end_mono(attempt.ended), first))}")
+
+
+def deadline_rows(situation: Situation) -> list[Content]:
+    """`vLLM gives up in 4:46`, while a time-out of its own runs."""
+    deadline = situation.attempt.deadline if situation.attempt else None
+    if deadline is None or deadline.gives_up_mono is None or deadline.gives_up_mono <= situation.now:
+        return []
+    left = duration(deadline.gives_up_mono - situation.now)
+    return [Content.assemble("   vLLM gives up in ", (left, "bold"), (f": {deadline.what} ({deadline.name})", "dim"))]
 
 
 def evidence_rows(verdict: VerdictChanged, width: int) -> list[Content]:

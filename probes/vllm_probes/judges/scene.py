@@ -1,0 +1,155 @@
+"""What one look at stacks shows against the look before: who works, who moves, and whether that is getting on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import dropwhile
+from typing import Literal
+
+from vllm_probes.events import SERVER_STATES, State
+from vllm_probes.judges.culprits import Hang, Standing
+from vllm_probes.judges.looks import Look
+from vllm_probes.judges.stackmerge import Motion, moving
+from vllm_probes.rows import ProcessRow, StackFile, ThreadStack
+
+Stage = Literal["starts", "serves", "runs"]
+"""`runs`: a program that is no server, as far as anybody can see; nothing of it is counted."""
+
+WORKING_SHARE = 0.3
+TICKS_PER_S = 100
+"""Of /proc (sysconf SC_CLK_TCK), on every Linux that vLLM runs on."""
+OPERATOR_GRACE_S = 60.0
+"""How long a server may be in operators of torch: a prefill on the CPU that is larger than any measured."""
+INPUT_GRACE_S = 30.0
+"""… and in what prepares a request: a long text to split into tokens, a grammar to build, modules to import."""
+MOVING_GRACE_S = 10.0
+"""… and in other code, as long as that runs through different functions."""
+START_GRACE_S = 300.0
+"""How long a start may compute, or run through different functions: an import, a conversion."""
+_EVENT_LOOPS = ("uvloop/", "asyncio/")
+_INPUT = frozenset(("tokenising", "grammar"))
+
+
+def stage_of(state: State | None, *, is_counted: bool) -> Stage:
+    """`is_counted`: its requests and tokens can be seen."""
+    if state in SERVER_STATES:
+        return "serves" if is_counted else "runs"
+    return "runs" if state == "running" else "starts"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One look."""
+
+    looks: tuple[Look, ...]
+    motion: Mapping[str, Motion]
+    """Of each process that the look before shows too, by pid."""
+    working: frozenset[int]
+    """The processes that have used much of a core since then …"""
+    in_torch: frozenset[int]
+    """… and those that are, or were then, in torch."""
+    importing: frozenset[int]
+    turning: frozenset[int]
+    """Those whose event loop has gone from one callback to another."""
+    compiles: bool
+
+    @property
+    def standings(self) -> tuple[Standing, ...]:
+        return tuple(look.standing for look in self.looks)
+
+
+@dataclass(frozen=True, slots=True)
+class Before:
+    """What the next look is compared with."""
+
+    looks: Mapping[int, Look]
+    """By pid."""
+    cpu_ticks: Mapping[int, int]
+    """CPU of each process, by pid."""
+    compile_ticks: int
+    """CPU of threads that compile."""
+    mono: float
+
+    @property
+    def threads(self) -> dict[str, ThreadStack]:
+        """The thread that told what a process does, by pid."""
+        return {str(pid): look.thread for pid, look in self.looks.items()}
+
+
+NOTHING_BEFORE = Before({}, {}, 0, 0.0)
+
+
+def scene_of(
+    looks: Sequence[Look], stacks: Sequence[StackFile], rows: Mapping[int, ProcessRow], before: Before, mono: float
+) -> tuple[Scene, Before]:
+    """What is seen, and what the next look has to be compared with."""
+    now = Before(
+        {look.standing.row.pid: look for look in looks},
+        {file.pid: sum(thread.cpu_ticks or 0 for thread in file.threads) for file in stacks},
+        sum(look.compile_ticks for look in looks),
+        mono,
+    )
+    least = WORKING_SHARE * (mono - before.mono) * TICKS_PER_S
+    used = {pid: ticks - before.cpu_ticks.get(pid, ticks) for pid, ticks in now.cpu_ticks.items()}
+    compilers = any(row.role == "compiler" and row.cpu_percent > 0 for row in rows.values())
+    scene = Scene(
+        looks=tuple(looks),
+        motion=moving(before.threads, now.threads),
+        working=frozenset(pid for pid, ticks in used.items() if ticks >= least > 0),
+        in_torch=frozenset(
+            int(pid) for threads in (before.threads, now.threads) for pid in threads if _in_torch(threads[pid])
+        ),
+        turning=frozenset(pid for pid, look in now.looks.items() if _turns(look, before.looks.get(pid))),
+        importing=frozenset(int(pid) for pid, thread in now.threads.items() if _imports(thread)),
+        compiles=compilers or now.compile_ticks > before.compile_ticks > 0,
+    )
+    return scene, now
+
+
+def _in_torch(thread: ThreadStack) -> bool:
+    return bool(thread.frames) and thread.frames[0].file.startswith("torch/")
+
+
+def _imports(thread: ThreadStack) -> bool:
+    return any(frame.file.startswith("<frozen importlib") for frame in thread.frames)
+
+
+def _turns(look: Look, before: Look | None) -> bool:
+    """A callback that holds an event loop up stays where it is, whatever it calls."""
+    if before is None or look.standing.row.role != "api_server":
+        return False
+    moves = look.thread.moves or before.thread.frames != look.thread.frames
+    callback = _callback(look.thread)
+    return bool(moves) and (callback is None or callback != _callback(before.thread))
+
+
+def _callback(thread: ThreadStack) -> str | None:
+    """The function that the event loop has called."""
+    below_root = dropwhile(lambda frame: not frame.file.startswith(_EVENT_LOOPS), reversed(thread.frames))
+    called = dropwhile(lambda frame: frame.file.startswith(_EVENT_LOOPS), below_root)
+    return next((frame.function for frame in called), None)
+
+
+def gets_on(hang: Hang, scene: Scene, held_s: float, stage: Stage) -> bool:
+    """Whoever seems to hold it up gets on still, for all that can be seen so far: it computes, or runs through code."""
+    operators = [one for one in hang.waiting if one.classified.class_ == "torch_op"]
+    if stage == "serves":
+        ones = hang.culprits or operators
+        return bool(ones) and held_s < min(_grace_s(one, scene) for one in ones)
+    moves = [scene.motion.get(str(one.row.pid)) == "function" for one in hang.culprits]
+    works = any(one.row.pid in scene.working for one in (*hang.culprits, *operators))
+    if not hang.culprits and operators and held_s < OPERATOR_GRACE_S:
+        return True
+    return held_s < START_GRACE_S and (works or (bool(moves) and all(moves)))
+
+
+def _grace_s(one: Standing, scene: Scene) -> float:
+    if one.doing == "stopped":
+        return 0.0
+    moves = scene.motion.get(str(one.row.pid)) == "function"
+    if one.row.pid in scene.turning:
+        return OPERATOR_GRACE_S
+    if one.classified.class_ == "torch_op" or (moves and one.row.pid in scene.in_torch):
+        return OPERATOR_GRACE_S
+    if one.classified.class_ in _INPUT or (moves and one.row.pid in scene.importing):
+        return INPUT_GRACE_S
+    return MOVING_GRACE_S if moves else 0.0

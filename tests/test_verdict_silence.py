@@ -1,0 +1,250 @@
+"""What is not said of a run that gets on, or of which too little can be seen; and what becomes of a verdict."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tests.stack_notation import thread
+from tests.verdict_story import (
+    LOOP,
+    NANOSLEEP,
+    STEP,
+    Story,
+    engine_idle,
+    engine_waits,
+    idle_worker,
+    in_all_reduce,
+    in_lock,
+)
+from vllm_probes.events import (
+    ActivitySampled,
+    AttemptStarted,
+    ProcessesSampled,
+    StacksCaptured,
+    State,
+    StopRequested,
+    VerdictChanged,
+)
+from vllm_probes.judges.aftermath import hang_finding
+from vllm_probes.judges.verdict import STALLED_S
+from vllm_probes.rows import DebugSetting, ProcessRow, StackFile, ThreadStack
+
+Stack = Callable[[], ThreadStack]
+
+
+def unread(state: str = "S", ticks: int = 0) -> ThreadStack:
+    return ThreadStack(thread_id=1, state=state, cpu_ticks=ticks)
+
+
+def test_without_stacks_the_rank_that_rests_while_others_spin_is_suspected() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109, 112, 115):
+        story.look(at, unread(), unread("R", ticks=at * 100), unread(), front=unread())
+    assert [one.health for one in story.told] == ["suspect"]
+    assert story.last == ("suspect", "rank_absent", [("Worker_TP1", "unknown")])
+
+
+def test_without_stacks_nothing_is_said_of_ranks_that_all_do_the_same() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109, 112, 115):
+        story.look(at, unread(), unread("R", ticks=at * 100), unread("R", ticks=at * 100), front=unread())
+        story.look(at + 1, unread(), unread(), unread(), front=unread())
+    assert story.told == []
+
+
+def test_a_rank_whose_stacks_are_missing_is_not_taken_for_one_that_is_there() -> None:
+    story = Story().looks(engine_waits(), in_all_reduce(), unread())
+    assert story.last == ("suspect", "rank_absent", [("Worker_TP1", "unknown")])
+
+
+def test_a_stopped_process_without_stacks_is_known() -> None:
+    story = Story().looks(engine_waits(), in_all_reduce(), unread("T"))
+    assert story.last == ("stalled", "process_stopped", [("Worker_TP1", "stopped")])
+
+
+# --- what must not be said --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        "linear (torch/nn/functional.py:134)",
+        "exec_module (<frozen importlib._bootstrap_external>:940)",
+        "_batch_encode_plus (transformers/tokenization_utils_fast.py:553)",
+    ],
+)
+def test_what_runs_through_its_program_gets_on(leaf: str) -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109, 112, 120):
+        busy = thread(f"{leaf} < f{at} (app/model.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R")
+        story.look(at, engine_waits(), busy, busy)
+    assert story.told == []
+
+
+def test_a_loop_through_several_functions_is_no_progress() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109, 112):
+        looping = thread(f"f{at} (app/loop.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R")
+        story.look(at, engine_waits(), in_all_reduce(), looping)
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "python_loop")])
+
+
+@pytest.mark.parametrize(("callbacks", "told"), [(["a", "b", "c", "a"], []), (["a"] * 4, ["stalled"])])
+def test_an_event_loop_that_goes_from_callback_to_callback_gets_on(callbacks: list[str], told: list[str]) -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at, callback in zip((103, 106, 109, 112), callbacks, strict=True):
+        stack = f"f{at} (app/x.py:{at}) < {callback} (app/x.py:1) < run (uvloop/__init__.py:92) < cmd (vllm/x.py:1)"
+        front = thread(stack, name="MainThread", state="R")
+        story.look(at, engine_idle(), idle_worker(), idle_worker(), front=front)
+    assert [one.health for one in story.told] == told
+
+
+def test_a_script_without_counters_computes_for_long() -> None:
+    story = Story()
+    for at in range(103, 200, 6):
+        story.quiet(at, 100, requests=None)
+        busy = thread(f"f{at} (app/model.py:{at}) < {STEP} < {LOOP}", name="MainThread", state="R", cpu_ticks=at * 100)
+        story.look(at, engine_waits(), in_all_reduce(), busy)
+    assert story.told == []
+
+
+def test_a_program_of_which_nothing_is_known_is_only_suspected() -> None:
+    story = Story(workers=0, state="running")
+    story.rows = [ProcessRow(pid=1, parent_pid=0, started=0, process="job.py", role="command")]
+    story.say(ProcessesSampled, 2, rows=story.rows, gone=[2])
+    asleep = thread("work (job.py:5) < <module> (job.py:9)", name="MainThread", state="S", syscall=NANOSLEEP)
+    for at in range(103, 200, 6):
+        story.quiet(at, 100, requests=None)
+        story.say(
+            StacksCaptured, at, reason="quiet", folder="s", stacks=[StackFile(pid=1, process="x", threads=[asleep])]
+        )
+    assert [(one.health, one.kind) for one in story.told] == [("suspect", "unknown")]
+    assert story.told[-1].culprits[0].frame == "work (job.py:5)"
+
+
+@pytest.mark.parametrize("state", ["loading", "compiling", "warming_up", "starting"])
+def test_a_start_that_computes_gets_on(state: State) -> None:
+    story = Story(state=state)
+    for at in range(103, 180, 6):
+        story.quiet(at, 100)
+        stack = f"load (app/weights.py:5) < {LOOP}"
+        busy = thread(stack, name="MainThread", state="R", cpu_ticks=at * 100)
+        story.look(at, engine_waits(), busy, busy)
+    assert story.told == []
+
+
+def test_a_start_in_which_one_rank_stands_still() -> None:
+    story = Story(state="loading")
+    for at in (103, 106, 109, 112, 120, 130, 161):
+        story.quiet(at, 100)
+        story.look(at, engine_waits(), idle_worker(), in_lock())
+    assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 12.0), ("stalled", 61.0)]
+    assert story.told[-1].kind == "startup_stuck"
+
+
+def test_who_asks_for_the_end_gets_no_verdict() -> None:
+    story = Story()
+    story.say(StopRequested, 50, by="key")
+    assert story.looks(engine_waits(), in_all_reduce(), in_lock()).told == []
+
+
+def test_a_hang_is_not_over_when_everybody_has_given_up_waiting() -> None:
+    story = Story().looks(engine_waits(), in_all_reduce(), in_lock())
+    story.quiet(115, 100, requests=0)
+    story.look(118, engine_waits(), in_all_reduce(), in_lock())
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "lock")])
+    story.look(121, engine_idle(), idle_worker(), idle_worker())
+    assert story.last == ("ok", None, [])
+
+
+def test_a_hang_outlives_the_processes_that_were_in_it() -> None:
+    story = Story().looks(engine_waits(), in_all_reduce(), in_lock())
+    story.say(ProcessesSampled, 120, gone=[10])
+    story.look(121, engine_idle(), idle_worker(), in_lock())
+    story.state = "crashed"
+    story.say(ProcessesSampled, 122, gone=[2, 11])
+    assert story.last == ("dead", "rank_absent", [("Worker_TP1", "lock")])
+    assert story.told[-1].summary.startswith("It hung, and then ended: Worker_TP1 waits for a lock")
+    assert [one.health for one in story.told] == ["suspect", "stalled", "dead"]
+
+
+def test_whoever_went_first_is_named() -> None:
+    story = Story()
+    story.say(ProcessesSampled, 120, gone=[11])
+    story.state = "crashed"
+    story.say(ProcessesSampled, 122, gone=[2, 10])
+    assert story.last == ("dead", "unknown", [("Worker_TP1", "unknown")])
+    assert story.told[-1].summary == "Worker_TP1 (pid 11) went first."
+
+
+def test_the_hang_is_the_first_finding_of_the_end() -> None:
+    told = Story().looks(engine_waits(), in_all_reduce(), in_lock()).told[-1]
+    finding = hang_finding(told, "attempt-1.log")
+    assert (finding.rule, finding.file, finding.line) == ("hang", "s/11.json", told.summary)
+
+
+def test_a_debugger_that_stops_a_process_is_meant_to() -> None:
+    story = Story()
+    story.rows[-1] = replace(story.rows[-1], state="t")
+    story.say(ProcessesSampled, 2, rows=story.rows)
+    story.looks(engine_waits(), in_all_reduce(), unread("t"))
+    assert [(one.health, one.kind) for one in story.told] == [("suspect", "process_stopped")]
+
+
+def test_a_setting_that_makes_it_slow_takes_patience() -> None:
+    story = Story()
+    slow = DebugSetting(setting="CUDA_LAUNCH_BLOCKING=1", origin="typed", cost="slower", patience=3)
+    story.say(AttemptStarted, 1, command=["x"], levers=[], log="l", shim_pid=9, debug_settings=[slow])
+    story.say(ProcessesSampled, 2, rows=story.rows)
+    story.looks(engine_waits(), in_all_reduce(), in_lock())
+    assert story.told == []
+    for at in (115, 118, 121, 124, 127):
+        story.look(at, engine_waits(), in_all_reduce(), in_lock())
+    assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 15.0), ("stalled", 24.0)]
+
+
+def test_a_gap_between_looks_is_no_silence() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 160, 220, 300):
+        story.look(at, engine_waits(), in_all_reduce(), in_lock())
+    assert story.told == []
+
+
+STACKS = st.sampled_from([idle_worker, in_all_reduce, in_lock, unread, engine_idle, engine_waits])
+MOVES = ["tokens", "compilers"]
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 3.0), st.sampled_from(MOVES), STACKS, STACKS, STACKS), min_size=3, max_size=40)
+)
+def test_nothing_is_said_while_something_moves(steps: list[tuple[float, str, Stack, Stack, Stack]]) -> None:
+    story, at = Story(), 100.0
+    for pause_s, what, engine, first, second in steps:
+        at += pause_s
+        story.say(ActivitySampled, at, moved={what: at}, requests=1.0, connections=1)
+        story.look(at, engine(), first(), second())
+    assert story.told == []
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 20.0), STACKS, STACKS, STACKS), max_size=30))
+def test_the_same_events_give_the_same_verdicts(steps: list[tuple[float, Stack, Stack, Stack]]) -> None:
+    def told() -> list[VerdictChanged]:
+        story, at = Story(), 103.0
+        story.quiet(at, 100)
+        for pause_s, engine, first, second in steps:
+            at += pause_s
+            story.look(at, engine(), first(), second())
+        return story.told
+
+    verdicts = told()
+    assert verdicts == told()
+    assert all(one.time - 1100 >= STALLED_S for one in verdicts if one.health == "stalled")

@@ -63,6 +63,11 @@ def test_what_a_log_does_not_hold_is_said() -> None:
     assert findings(BANNER, OPAQUE)[0].why.startswith(NO_CAUSE)
 
 
+def test_what_is_said_twice_is_told_where_it_was_said_first() -> None:
+    bare = ["Traceback (most recent call last):", "ValueError: No available memory for the cache blocks."]
+    assert [one[3] for one in told(CORE + "failed", NO_ROOM, *bare)] == [2]
+
+
 def test_exit_codes_are_decoded() -> None:
     (finding,) = findings(OPAQUE.replace("{}", "{'EngineCore_DP0': -9, 'EngineCore_DP1': 1}"))
     assert "-9 is SIGKILL" in finding.why

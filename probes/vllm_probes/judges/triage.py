@@ -82,7 +82,7 @@ def find_causes(
     """At most eight findings: the root cause, other causes, what followed, then notices, each group as in the log.
 
     Args:
-        clues: in the order of the log.
+        clues: in any order; a record is told when it is complete.
         facts: what the run said of itself, by the names of the rules' fields.
         log: names the file.
         begin_is_missing: the log does not begin where the run began.
@@ -91,7 +91,7 @@ def find_causes(
     if oom_kill_count:
         clues = [_killed_for_memory(clue, oom_kill_count) for clue in clues]
     told = [clue for clue in clues if (clue.rule is None or clue.rule.explains) and _is_worth_telling(clue, facts)]
-    merged = _merge(told)
+    merged = _merge(sorted(told, key=lambda clue: clue.line_number))
     order = sorted(merged, key=lambda one: (_TIERS[one[0].tier], one[0].line_number))
     findings = [_finding(clue, writers, facts, log) for clue, writers in order]
     if findings and order[0][0].tier in ("cause", "symptom"):

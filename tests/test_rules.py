@@ -197,6 +197,7 @@ def test_a_rule_of_the_users_own_comes_first_and_may_replace_one() -> None:
         (("my own line ", ""), "fixed characters"),
         (("1,9})", "1,9}) .*"), "`match` repeats without end"),
         (('["my own line 5"]', "[]"), "`samples` is empty"),
+        (("'my own", "'(?i)my own"), "`match` sets flags"),
         (('id = "mine"', "id = 3"), r"\$\.id"),
         (("[[rule]]", "[[rules]]"), "only \\[\\[rule\\]\\] entries"),
         (("[[rule]]", "[[rule"), "TOML|Expected"),

@@ -2,8 +2,9 @@
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
 import msgspec
 
@@ -30,11 +31,24 @@ STARTUP_NOTICES = 3
 SLOW_PHASES = ("weights", "weights_done", "compile", "compile_done", "profile", "warmup", "cudagraph", "kv_cache")
 
 
-class Diagnosis:
+def diagnose(rules: RuleSet, raws: Iterable[bytes], log: str) -> list[Finding]:
+    """The findings of one log, the root cause first.
+
+    Args:
+        rules: what is known.
+        raws: its lines without newlines; of one that is longer than the limit the beginning counts.
+        log: names the file.
+    """
+    diagnosis, lines = _Diagnosis(rules, log), iter(raws)
+    while block := [raw[:LINE_LIMIT_BYTES] for raw in islice(lines, BLOCK_LINES)]:
+        diagnosis.take(block)
+    return diagnosis.findings()
+
+
+class _Diagnosis:
     """Takes the lines of one log, in their order, and tells what they explain."""
 
     def __init__(self, rules: RuleSet, log: str) -> None:
-        """`log` names the file in findings."""
         self._rules, self._log = rules, log
         self._stream = RecordStream(rules)
         self._line_count = self._alive_line = 0
@@ -45,26 +59,7 @@ class Diagnosis:
         self._phase: str | None = None
         self._has_begin = self._is_ending = False
 
-    def feed(self, raws: list[bytes]) -> None:
-        """Take further lines, without their newlines."""
-        for at in range(0, len(raws), BLOCK_LINES):
-            self._take([raw[:LINE_LIMIT_BYTES] for raw in raws[at : at + BLOCK_LINES]])
-
-    def findings(self) -> list[Finding]:
-        """What the log as a whole says; the root cause first."""
-        self._note(self._stream.flush())
-        clues = [replace(clue, went_on=clue.line_number < self._alive_line) for clue in self._clues]
-        if self._ends_waiting():
-            clues = [_as_error(clue) for clue in clues]
-        return find_causes(clues, self._facts, self._log, begin_is_missing=not self._has_begin)
-
-    def _ends_waiting(self) -> bool:
-        if not self._waits or (self._phase in SLOW_PHASES and len(self._waits) < STARTUP_NOTICES):
-            return False
-        after = self._line_count - self._waits[-1]
-        return after < TAIL_LINES and all(map(_QUIET.search, [*self._tail][-after:] if after else []))
-
-    def _take(self, raws: list[bytes]) -> None:
+    def take(self, raws: list[bytes]) -> None:
         telling = telling_lines(self._rules, raws)
         if telling or self._stream.awaits(self._line_count + 1):
             for at, raw in enumerate(raws):
@@ -76,6 +71,19 @@ class Diagnosis:
             self._alive_line = self._line_count + data.count(b"\n", 0, alive[-1].start()) + 1
         self._line_count += len(raws)
         self._tail.extend(raws)
+
+    def findings(self) -> list[Finding]:
+        self._note(self._stream.flush())
+        clues = [replace(clue, went_on=clue.line_number < self._alive_line) for clue in self._clues]
+        if self._ends_waiting():
+            clues = [_as_error(clue) for clue in clues]
+        return find_causes(clues, self._facts, self._log, begin_is_missing=not self._has_begin)
+
+    def _ends_waiting(self) -> bool:
+        if not self._waits or (self._phase in SLOW_PHASES and len(self._waits) < STARTUP_NOTICES):
+            return False
+        after = self._line_count - self._waits[-1]
+        return after < TAIL_LINES and all(map(_QUIET.search, [*self._tail][-after:] if after else []))
 
     def _note(self, matches: Iterable[Match]) -> None:
         for match in matches:
@@ -109,21 +117,3 @@ def _clue(match: Match) -> Clue | None:
     if match.rule and not match.rule.explains:
         return None
     return Clue(match.number, match.line, match.rule, match.fields, match.record.head.process)
-
-
-def diagnose(rules: RuleSet, raws: Iterable[bytes], log: str) -> list[Finding]:
-    """The findings of one log, given as its lines without newlines."""
-    diagnosis = Diagnosis(rules, log)
-    for block in _blocks(raws):
-        diagnosis.feed(block)
-    return diagnosis.findings()
-
-
-def _blocks(raws: Iterable[bytes]) -> Iterator[list[bytes]]:
-    block: list[bytes] = []
-    for raw in raws:
-        block.append(raw)
-        if len(block) == BLOCK_LINES:
-            yield block
-            block = []
-    yield block

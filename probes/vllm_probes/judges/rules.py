@@ -19,6 +19,7 @@ from vllm_probes.judges.literals import SHORTEST, WORD, alternatives, is_bounded
 
 _OWN_FOLDER = Path(__file__).with_name("rules")
 _WORDS = re.compile(WORD)
+_FLAGS = re.compile(r"\(\?[aiLmsux-]+[:)]")
 _RAW_WORDS = re.compile(WORD.encode())
 _ORDINARY = """
 APIServer Added CUDA Capturing Channel DEBUG Engine EngineCore Finished GPU INFO Iteration NCCL POST Prefix
@@ -273,6 +274,8 @@ def _check(rule: Rule) -> None:
 
 
 def _check_pattern(key: str, text: str) -> None:
+    if _FLAGS.search(text):
+        raise RuleError(f"`{key}` sets flags like (?i): write both spellings, [Aa]ddress, instead.")
     if not is_bounded(text):
         raise RuleError(f"`{key}` repeats without end: write {{0,200}} instead of *, {{1,200}} instead of +.")
     try:

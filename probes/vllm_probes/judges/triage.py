@@ -31,6 +31,7 @@ NOT_IN_LOG = "The cause is not in this log: look above line 1, where the process
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
 
 _EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
+_FIELD = re.compile(r"\{(\w+)\}")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
 _TIERS = {"cause": 0, "symptom": 1, "consequence": 2, "notice": 3}
 Tier = Literal["cause", "symptom", "consequence", "notice"]
@@ -156,10 +157,9 @@ def _signals(fields: Mapping[str, str]) -> Iterable[str]:
 
 def advice(rule: Rule, fields: Mapping[str, str]) -> str | None:
     """The rule's advice with the numbers of this run; None where it has none or one is not known."""
-    try:
-        return rule.advice.format_map(fields) or None
-    except KeyError:
+    if not rule.advice or not all(name in fields for name in _FIELD.findall(rule.advice)):
         return None
+    return _FIELD.sub(lambda found: fields[found[1]], rule.advice)
 
 
 def _with(finding: Finding, **changes: str) -> Finding:

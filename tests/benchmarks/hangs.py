@@ -45,7 +45,7 @@ DISGUISES = {
     "schedule": "v1/core/sched/scheduler.py:schedule",
     "front": "v1/engine/async_llm.py:generate",
 }
-READY_S, TOLD_S, START_TOLD_S = 240.0, 40.0, 150.0
+READY_S, TOLD_S, START_TOLD_S = 300.0, 40.0, 90.0
 SERVING_STALLED_S, START_SUSPECT_S, START_STALLED_S = 15.0, 20.0, (60.0, 75.0)
 OBSTACLES: dict[str, Callable[[RealVllm, Path], Obstacle]] = {
     "weights": pipe_for_weights,
@@ -160,6 +160,7 @@ def _fault(server: Server, case: str, order: Path) -> Iterator[float]:
 
 
 def _at_start(server: Server, case: str, text: str) -> bool:
+    server.until("verdict_changed", READY_S, lambda event: event["health"] == "suspect")
     server.until("verdict_changed", START_TOLD_S, lambda event: event["health"] == "stalled")
     first = {event["health"]: event for event in reversed(server.of("verdict_changed"))}
     quiet = next((event["since"] for event in first.values() if event.get("since")), server.began)

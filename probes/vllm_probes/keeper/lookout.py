@@ -16,6 +16,8 @@ SUSPECTED_EVERY_S = 2.5
 """Between looks at stacks while they show what may be a hang …"""
 LONGEST_PAUSE_S = 30.0
 """… and else twice as long each time, up to this: an open connection without a request looks like work."""
+KNOWN_PAUSE_S = 600.0
+"""Of a hang that is known: it may last a night, and each look leaves 50 kB and more in the session folder."""
 
 
 class Lookout:
@@ -54,10 +56,11 @@ class Lookout:
 
     def _is_due(self, now: float) -> bool:
         if self._captured_mono is not None:
-            pause_s = SUSPECTED_EVERY_S if self._stream.suspects else self._pause_s
-            if now - self._captured_mono < pause_s:
+            is_open = self._stream.suspects and not self._stream.is_stalled
+            if now - self._captured_mono < (SUSPECTED_EVERY_S if is_open else self._pause_s):
                 return False
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            longest_s = KNOWN_PAUSE_S if self._stream.is_stalled else LONGEST_PAUSE_S
+            self._pause_s = min(2 * self._pause_s, longest_s)
         self._captured_mono = now
         return True
 

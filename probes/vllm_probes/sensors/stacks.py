@@ -250,10 +250,7 @@ async def _closer(
     target: ProcessRef,
     py_spy: str | None,
 ) -> list[ThreadStack]:
-    """The same stacks, with what one dump does not tell: whether whoever runs moves, and the operator that is called.
-
-    Raises NoStacksError.
-    """
+    """The same stacks, with what one dump does not tell: whether whoever runs moves, and which operator is called."""
     runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
     moved: set[int] = set()
     if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
@@ -271,12 +268,13 @@ async def _closer(
 
 
 async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int]:
-    """Threads (Python's ids) whose innermost call is at another line a moment later. Raises NoStacksError."""
+    """Threads (Python's ids) whose innermost call is at another line a moment later; else nothing is told."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
     moved: set[int] = set()
     for _ in range(MORE_LOOKS):
-        again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
-        moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+        with suppress(NoStacksError):
+            again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
+            moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
     return moved
 
 

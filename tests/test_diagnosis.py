@@ -121,6 +121,8 @@ def test_waiting_is_an_error_where_a_log_ends_with_it(lines: list[str], severity
 
 def test_errors_that_a_run_survives_are_warnings() -> None:
     assert [one[2] for one in told(STRANGE, SERVED)] == ["warning"]
+    assert [one[2] for one in told(STRANGE, SERVED.replace("200 OK", "400 Bad Request"))] == ["warning"]
+    assert [one[2] for one in told(STRANGE, SERVED.replace("200 OK", "500 Internal Server Error"))] == ["error"]
     assert [one[2] for one in told(SERVED, STRANGE)] == ["error"]
 
 

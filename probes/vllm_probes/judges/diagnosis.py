@@ -17,9 +17,9 @@ from vllm_probes.rows import ALARMING_LEVELS, Finding
 LINE_LIMIT_BYTES = 64 << 10
 BLOCK_LINES = 200
 _ALIVE = re.compile(
-    rb'" 20\d(?: |$)|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%', re.M
+    rb'" (?:20|4\d)\d(?: |$)|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%', re.M
 )
-"""What a run writes only while it does its work."""
+"""What a run writes only while it does its work; a server that refuses a request lives as well."""
 _QUIET = re.compile(
     rb"No available (?:shared memory broadcast )?block|Still waiting|Waiting for "
     rb"|/(?:health|metrics|ping|load|version)\b|generation throughput: 0\.0 |ERROR|CRITICAL|Error\b|Traceback|^\s|^$"

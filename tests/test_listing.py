@@ -1,5 +1,6 @@
 """`vllm-tui ls`: what runs comes first, our own processes are no strangers, other hosts are named."""
 
+import getpass
 import json
 import os
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Spawn, WaitFor
+from tests.fake_nvml.driver import FakeDriver
+from tests.titled_tree import server_argv, start_tree
 from vllm_probes.keeper import catalogue
 from vllm_probes.keeper import folder as folders
 from vllm_probes.keeper.attempts import first_attempt
@@ -16,6 +19,8 @@ from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.launch.spec import LaunchSpec
 from vllm_probes.sensors import tree
 from vllm_tui import listing
+
+pytest_plugins = ["tests.fake_nvml.fixtures"]
 
 WORKER = "exec -a 'VLLM::Worker_TP0' sleep 100"
 
@@ -53,6 +58,34 @@ def test_only_what_was_started_without_us_is_a_stranger(
     assert other.pid in strangers()
     assert not {*own} & {*strangers()}
     assert f"\n{other.pid}" in listing.as_text().partition("Not started by vllm-tui:")[2]
+
+
+def test_a_stranger_is_shown_with_what_it_serves_and_without_secrets(
+    spawned: Spawn, wait_for: WaitFor, tmp_path: Path
+) -> None:
+    argv = server_argv(tmp_path, "--port", "8123", "--api-key", "sesame")
+    run = start_tree(spawned, wait_for, argv, env={"CUDA_VISIBLE_DEVICES": "0,1"})
+    entry = next(entry for entry in json.loads(listing.as_json()) if entry.get("pid") == run.root.pid)
+    assert (entry["user"], entry["port"], entry["model"], entry["gpus"], entry["cwd"]) == (
+        *(getpass.getuser(), 8123, "org/model"),
+        *("0,1", os.getcwd()),
+    )
+    assert {one["process"] for one in entry["processes"]} == {"APIServer", "EngineCore", "Worker_TP0", "Worker_TP1"}
+    assert entry["command"][-2:] == ["--api-key", "***"]
+    assert 0 <= entry["age_s"] < 600
+    line = next(line for line in listing.as_text().splitlines() if line.startswith(str(run.root.pid)))
+    assert {"8123", "org/model", "0,1"} <= set(line.split())
+    assert "sesame" not in line
+
+
+def test_what_the_driver_says_of_gpus_counts_more_than_the_environment(
+    fake_driver: FakeDriver, spawned: Spawn, wait_for: WaitFor, tmp_path: Path
+) -> None:
+    run = start_tree(spawned, wait_for, server_argv(tmp_path), env={"CUDA_VISIBLE_DEVICES": "0,1"})
+    ranks = [run.pids[f"VLLM::Worker_TP{rank}"] for rank in (0, 1)]
+    fake_driver.write("gpus 4", *(f"gpu {2 + rank} process compute {pid} 1000" for rank, pid in enumerate(ranks)))
+    entry = next(entry for entry in json.loads(listing.as_json()) if entry.get("pid") == run.root.pid)
+    assert entry["gpus"] == "2,3"
 
 
 def test_what_runs_comes_first(running: SessionFolder) -> None:

@@ -35,10 +35,10 @@ RULES = load_rules().by_id
 class Story:
     """Observations one second apart."""
 
-    def __init__(self, *, expects_vllm: bool = True) -> None:
+    def __init__(self, *, expects_vllm: bool = True, **more: Any) -> None:
         self.events: list[Event] = []
         started = {"command": ["x"], "levers": [], "log": "attempt-1.log", "shim_pid": 2}
-        self.add(AttemptStarted, **started, expects_vllm=expects_vllm)
+        self.add(AttemptStarted, **started, expects_vllm=expects_vllm, **more)
 
     def add(self, kind: type[Event], *, after_s: float = 1.0, **fields: Any) -> "Story":
         mono = (self.events[-1].mono if self.events else 0.0) + after_s
@@ -90,6 +90,19 @@ def test_a_start_goes_through_its_states() -> None:
     phases = [event.phase for event in story.told() if isinstance(event, PhaseChanged)]
     assert phases[0] == "banner"
     assert phases[-1] == "serving"
+
+
+def test_a_run_that_was_attached_to_stands_where_its_server_does() -> None:
+    assert Story(attached_pid=7).states() == ["starting"]
+    assert Story(attached_pid=7).server(active=True).states() == ["starting", "serving"]
+    assert Story(attached_pid=7, attached_serving=True).server("timeout").states() == ["idle"]
+    assert Story(attached_pid=7, attached_serving=True, expects_vllm=False).states() == ["running"]
+
+
+def test_an_end_that_nobody_could_see_is_no_crash() -> None:
+    story = Story(attached_pid=7, attached_serving=True).server().end(None, error="It is gone.")
+    assert story.states() == ["idle", "exited"]
+    assert ready().end(None, error="It is gone.").states()[-1] == "crashed"
 
 
 def test_application_startup_alone_is_not_idle() -> None:

@@ -57,11 +57,15 @@ class EndHolders(Command, frozen=True, kw_only=True, tag="end_holders"):
     """End the processes of this user's other sessions that hold a relaunch up."""
 
 
+class StopWatching(Command, frozen=True, kw_only=True, tag="stop_watching"):
+    """Let a run that we did not start go on without a keeper, unless another view looks at it."""
+
+
 class _Numbered(msgspec.Struct):
     id: int = 0
 
 
-AnyCommand = Hello | Stop | Relaunch | StartNow | EndHolders | CaptureStacks | Probe
+AnyCommand = Hello | Stop | Relaunch | StartNow | EndHolders | CaptureStacks | Probe | StopWatching
 
 _DECODER = msgspec.json.Decoder(AnyCommand)
 

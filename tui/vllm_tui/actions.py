@@ -6,6 +6,7 @@ from typing import Literal
 
 from textual.binding import Binding
 
+from vllm_probes.launch.takeover import refusal
 from vllm_tui.situation import Situation
 
 Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Replay"]
@@ -30,8 +31,18 @@ def may_send(situation: Situation) -> str | None:
     return "The session is not there yet." if situation.attempt is None else None
 
 
+def may_change(situation: Situation) -> str | None:
+    """The keeper takes commands, and what it watches was started by it."""
+    attempt = situation.attempt
+    if attempt is not None and attempt.launch.attached_pid is not None:
+        if attempt.ended:
+            return "Not started by this program, and it has ended: D shows how to start it from here."
+        return refusal(attempt.launch.attached_pid, attempt.launch.attached_user)
+    return may_send(situation)
+
+
 def may_stop(situation: Situation) -> str | None:
-    return may_send(situation) or (None if situation.alive or situation.holds else "Nothing runs any more.")
+    return may_change(situation) or (None if situation.alive or situation.holds else "Nothing runs any more.")
 
 
 def may_capture(situation: Situation) -> str | None:
@@ -55,7 +66,7 @@ def may_pull(lever: str) -> Reason:
     def reason(situation: Situation) -> str | None:
         blocked = None if lever in situation.levers else situation.blocked_levers.get(lever)
         waits = "It waits to be started again: R starts it now, x calls that off." if situation.holds else None
-        return may_send(situation) or waits or blocked
+        return may_change(situation) or waits or blocked
 
     return reason
 
@@ -130,9 +141,9 @@ ACTIONS: tuple[Action, ...] = (
            "vLLM", "app.toggle_lever('coredump')", 7, may_pull("coredump"), "Relaunch: coredump"),
     Action("again", "R", "again",
            "relaunch with the same levers; while that waits: start it now, or end what holds it up",
-           "vLLM", "app.relaunch_same", 4, may_send, "Relaunch: the same again"),
+           "vLLM", "app.relaunch_same", 4, may_change, "Relaunch: the same again"),
     Action("clean", "0", "clean", "relaunch as typed: without levers and inherited debug variables",
-           "vLLM", "app.relaunch_clean", 12, may_send, "Relaunch: clean"),
+           "vLLM", "app.relaunch_clean", 12, may_change, "Relaunch: clean"),
     Action("stop", "x", "stop",
            "stop vLLM with all its processes; again while it stops: kill it; while a relaunch waits: call it off",
            "vLLM", "app.stop", 8, may_stop),

@@ -13,7 +13,7 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vllm_probes.commands import CaptureStacks, Command, EndHolders, Probe, Relaunch, StartNow, Stop
+from vllm_probes.commands import CaptureStacks, Command, EndHolders, Probe, Relaunch, StartNow, Stop, StopWatching
 from vllm_probes.events import AttemptStarted, Event, ModelRestored
 from vllm_probes.model import SessionModel, restore
 from vllm_tui import actions
@@ -303,10 +303,11 @@ class VllmTui(App[AppResult]):
             self._leave("keeper_lost")
         elif situation.connection == "recording" or not (situation.alive or situation.holds):
             self._leave("ended")
-        elif answer := await self._ask(questions.leave(situation)):
-            if answer == "leave":
-                self._leave("left_running")
-                return
+        elif (answer := await self._ask(questions.leave(situation))) in ("leave", "unwatch"):
+            if answer == "unwatch":
+                await self.source.send(StopWatching())
+            self._leave("left_running")
+        elif answer:
             self._leaving = "stopped"
             self._send(Stop(kill=answer == "kill"))
 

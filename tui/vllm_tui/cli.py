@@ -1,24 +1,26 @@
 """The command line: standard output is data, standard error is diagnostics."""
 
 import io
-import os
-import shutil
 import signal
-import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from vllm_probes import __version__
 from vllm_tui.launching import launch
-from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError
+from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError, no_command
+from vllm_tui.telling import diagnose, doctor
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
     from vllm_tui.alarm import Notify
 
+PORT = click.IntRange(1, 65535)
+LOG = click.Path(exists=True, dir_okay=False, readable=True, resolve_path=True, path_type=Path)
 NO_TERMINAL = "This is no terminal. Add --headless to get the events as JSON lines on standard output."
 
 
@@ -59,13 +61,18 @@ def cli() -> None:
     \b
     vllm-tui -- vllm serve MODEL        launch, and watch it in this terminal
     vllm-tui --headless -- COMMAND …    the same as JSON lines, without a terminal
-    vllm-tui attach                     come back to a session
+    vllm-tui attach [PID]               come back to a session, or watch a vLLM that runs already
+    vllm-tui snapshot PID               see what every process of a running vLLM does
     vllm-tui demo                       see a hang, without vLLM and without a GPU
     vllm-tui doctor                     see what will not work on this host, and why
     vllm-tui diagnose LOG               see from a log why a vLLM ended
 
     What stands behind -- is launched as it is. It goes on when the terminal goes away.
     """
+
+
+cli.add_command(doctor)
+cli.add_command(diagnose)
 
 
 _ON_STALL = click.option(
@@ -113,17 +120,34 @@ def run(
 
 
 @cli.command()
-@click.argument("session", required=False)
+@click.argument("run", metavar="[SESSION | PID]", required=False)
+@click.option("--port", type=PORT, help="The run whose server listens there.")
+@click.option("--log", type=LOG, help="Where the log of a run is that was not started here.")
+@click.option("--headless", is_flag=True, help="No terminal: print the events as JSON lines. SIGINT ends only that.")
 @click.option("--readonly", is_flag=True, help="Turn off every key that changes something.")
 @_NOTIFY
 @click.pass_obj
-def attach(command: list[str] | None, session: str | None, *, readonly: bool, notify: "Notify") -> None:
-    """Come back to a session, by name or a beginning of it; ended ones open as they ended."""
-    _no_command(command)
-    _need_terminal()
-    folder = _find(session)
-    _need_attachable(folder)
-    _watch(folder, headless=False, readonly=readonly, with_code=False, notify=notify)
+def attach(
+    command: list[str] | None,
+    run: str | None,
+    *,
+    port: int | None,
+    log: Path | None,
+    headless: bool,
+    readonly: bool,
+    notify: "Notify",
+) -> None:
+    """Come back to a session, by name or a beginning of it (ended ones open as they ended), or watch a vLLM that was
+    not started here, by any of its pids."""
+    no_command(command)
+    if not headless:
+        _need_terminal()
+    from vllm_tui import choosing
+
+    with _told():
+        folder = choosing.watched(choosing.choose(run, port, "attach", own_first=True), log)
+        choosing.need_attachable(folder)
+    _watch(folder, headless=headless, readonly=readonly, with_code=False, notify=notify)
 
 
 @cli.command()
@@ -131,65 +155,42 @@ def attach(command: list[str] | None, session: str | None, *, readonly: bool, no
 @click.pass_obj
 def ls(command: list[str] | None, *, as_json: bool) -> None:
     """List the sessions of this user, and every other vLLM on this host."""
-    _no_command(command)
+    no_command(command)
     from vllm_tui import listing
 
     click.echo(listing.as_json() if as_json else listing.as_text())
 
 
 @cli.command()
+@click.argument("run", metavar="[SESSION | PID]", required=False)
+@click.option("--port", type=PORT, help="The run whose server listens there.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0.1, max=3600.0), metavar="S", help="Look on, and show where the time goes."
+)
 @click.pass_obj
-def doctor(command: list[str] | None, *, as_json: bool) -> None:
-    """Tell what will and will not work on this host, and how to fix it; exit code 1 if something will not."""
-    _no_command(command)
-    from vllm_probes.doctor import examine
-    from vllm_tui import doctor
+def snapshot(
+    command: list[str] | None, run: str | None, *, port: int | None, as_json: bool, seconds: float | None
+) -> None:
+    """Look once at a running vLLM, whoever started it: stacks of every process, merged, and who would be at fault."""
+    no_command(command)
+    from vllm_tui import choosing, snapshot
 
-    checks = examine()
-    if as_json:
-        click.echo(doctor.as_json(checks))
-    else:
-        _echo(doctor.as_lines(checks, shutil.get_terminal_size().columns))
-    sys.exit(0 if doctor.works(checks) else 1)
-
-
-@cli.command()
-@click.argument("logs", nargs=-1, metavar="LOG…")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.option("--explain", metavar="RULE", help="Tell what a rule is about, and what to do.")
-@click.pass_obj
-def diagnose(command: list[str] | None, logs: tuple[str, ...], *, as_json: bool, explain: str | None) -> None:
-    """Tell from logs why a vLLM ended; `-` is standard input, files may be gzipped."""
-    _no_command(command)
-    from vllm_probes.keeper.rulebook import load_rulebook
-    from vllm_tui import diagnose
-
-    if bool(logs) == bool(explain):
-        raise CliError("Name the logs to read, or with --explain one rule.", USAGE)
-    rules, faults = load_rulebook()
-    for fault in faults:
-        click.echo(f"vllm-tui: left out: {fault}", err=True)
-    width = shutil.get_terminal_size().columns
-    try:
-        if explain:
-            lines: list[tuple[str, str | None]] = [(line, None) for line in diagnose.explanation(rules, explain, width)]
-        else:
-            findings = diagnose.findings_of(rules, logs)
-            lines = [(diagnose.as_json(findings), None)] if as_json else [*diagnose.as_lines(findings, rules, width)]
-    except (diagnose.UnreadableError, KeyError) as error:
-        raise CliError(error.args[0]) from None
-    _echo(lines)
+    with _told():
+        chosen = choosing.choose(run, port, "snapshot", own_first=False)
+        seen = snapshot.look(chosen, seconds)
+    text = snapshot.as_json(seen, chosen) if as_json else snapshot.as_text(seen, chosen, with_shares=bool(seconds))
+    click.echo(text)
 
 
 @cli.command()
 @click.argument("session", required=False)
-@click.option("--port", type=click.IntRange(1, 65535), help="A server of this host, by its port, whoever started it.")
+@click.option("--port", type=PORT, help="A server of this host, by its port, whoever started it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def probe(command: list[str] | None, session: str | None, *, port: int | None, as_json: bool) -> None:
     """Ask a server for one token, beside /health and /metrics; exit code 0 if it came within 10 s, else 1."""
-    _no_command(command)
+    no_command(command)
     if session is not None and port is not None:
         raise CliError("Name a session or a port, not both.", USAGE)
     import asyncio
@@ -209,8 +210,11 @@ def probe(command: list[str] | None, session: str | None, *, port: int | None, a
 
 
 def _probed(session: str | None) -> "SessionFolder":
+    from vllm_tui.choosing import need_attachable
+
     folder = _find(session)
-    _need_attachable(folder)
+    with _told():
+        need_attachable(folder)
     return folder
 
 
@@ -219,7 +223,7 @@ def _probed(session: str | None) -> "SessionFolder":
 @click.pass_obj
 def replay(command: list[str] | None, session: str) -> None:
     """Play the recording of a session again."""
-    _no_command(command)
+    no_command(command)
     _need_terminal()
     folder = _find(session)
     if not folder.events.exists():
@@ -236,7 +240,7 @@ def replay(command: list[str] | None, session: str) -> None:
 @click.pass_obj
 def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]) -> None:
     """Watch a self-contained incident: real processes that serve, and then hang in one worker."""
-    _no_command(command)
+    no_command(command)
     if not headless:
         _need_terminal()
     from vllm_probes.demo import demo_command, gpu_command
@@ -246,47 +250,33 @@ def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]
     _watch(folder, headless=headless, readonly=False, with_code=True)
 
 
-def _echo(lines: Iterable[tuple[str, str | None]]) -> None:
-    """Lines with the colour of each."""
-    for line, colour in lines:
-        click.echo(line if colour is None or os.environ.get("NO_COLOR") else click.style(line, fg=colour))
-
-
-def _no_command(command: list[str] | None) -> None:
-    if command is not None:
-        raise CliError("Only `run` launches what stands behind --.", USAGE)
-
-
 def _need_terminal() -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise CliError(NO_TERMINAL, USAGE)
 
 
-def _find(session: str | None) -> "SessionFolder":
-    from vllm_probes.keeper.folder import FolderError, find
-
-    try:
-        return find(session)
-    except FolderError as error:
-        raise CliError(str(error)) from None
-
-
-def _need_attachable(folder: "SessionFolder") -> None:
-    """A session of another host or boot is never adopted: its pids mean other processes here."""
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong in there is a sentence for the person who typed."""
     from vllm_probes.keeper.folder import FolderError
+    from vllm_probes.sensors.foreign import ForeignError
+    from vllm_tui.choosing import ChoiceError
 
-    if not folder.is_ours():
-        raise CliError(f"{folder.path} belongs to another user: only they can attach to it.")
-    if not os.access(folder.path, os.W_OK):
-        raise CliError(f"{folder.path} cannot be written: `vllm-tui replay {folder.path}` plays it.")
     try:
-        meta, here = folder.meta(), folder.on_this_boot()
-    except FolderError as error:
+        yield
+    except ChoiceError as error:
+        raise CliError(str(error), USAGE) from None
+    except (FolderError, ForeignError) as error:
         raise CliError(str(error)) from None
-    if not here and meta.host != socket.gethostname():
-        raise CliError(f"That session is kept on {meta.host}: ssh -t {meta.host} vllm-tui attach {meta.name}")
-    if not here:
-        raise CliError(f"That session ended when this host was restarted: `vllm-tui replay {meta.name}` plays it.")
+    except KeyboardInterrupt:
+        raise CliError("Interrupted; nothing was changed.", INTERRUPTED) from None
+
+
+def _find(session: str | None) -> "SessionFolder":
+    from vllm_probes.keeper.folder import find
+
+    with _told():
+        return find(session)
 
 
 def _watch(
@@ -297,7 +287,7 @@ def _watch(
 
     try:
         if headless:
-            code = _watch_headless(folder)
+            code = _watch_headless(folder, with_code=with_code)
         else:
             code = _watch_app(folder, readonly=readonly, with_code=with_code, notify=notify)
     except KeeperError as error:
@@ -307,19 +297,19 @@ def _watch(
     sys.exit(code)
 
 
-def _watch_headless(folder: "SessionFolder") -> int:
+def _watch_headless(folder: "SessionFolder", *, with_code: bool) -> int:
     import asyncio
 
     from vllm_tui import closing, headless
 
     try:
-        model, seen = asyncio.run(headless.follow(folder))
+        model, seen = asyncio.run(headless.follow(folder, only_watches=not with_code))
     except headless.OutputError as error:
         raise CliError(f"{error} The command runs on: `vllm-tui attach {folder.path.name}`.") from None
     if not seen:
         click.echo("vllm-tui: the keeper was lost; `vllm-tui attach` starts a new one.", err=True)
         return KEEPER_LOST
-    return closing.exit_code(model.attempt)
+    return closing.exit_code(model.attempt) if with_code else 0
 
 
 def _watch_app(folder: "SessionFolder", *, readonly: bool, with_code: bool, notify: "Notify") -> int:

@@ -43,6 +43,6 @@ def _state_line(attempt: AttemptModel | None) -> str:
         return "vllm-tui: nothing was started."
     if not attempt.over and attempt.ended is None:
         return f"vllm-tui: left running ({attempt.state})."
-    code = exit_code(attempt)
-    reasons = dict.fromkeys(filter(None, (attempt.state_reason, f"exit code {code}")))
+    code = None if attempt.launch.attached_pid else f"exit code {exit_code(attempt)}"
+    reasons = dict.fromkeys(filter(None, (attempt.state_reason and attempt.state_reason.rstrip("."), code)))
     return f"vllm-tui: {attempt.state}: {', '.join(reasons)}."

@@ -19,7 +19,7 @@ from vllm_probes.judges.diagnosis import LINE_LIMIT_BYTES, diagnose
 from vllm_probes.judges.rules import Rule, RuleSet
 from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Finding
-from vllm_tui.format import printable
+from vllm_tui.format import printable, wrapped
 
 STANDARD_INPUT = "-"
 COLOURS = {"fatal": "red", "error": "red", "warning": "yellow", "info": "cyan"}
@@ -31,15 +31,15 @@ _OWN_WORDS = re.compile(r"/\S+|0x[0-9a-f]+|'[^']*'|[\w-]*\d[\w.,-]*|[\"`()\[\]{}
 """What of a message is of this run alone: paths, numbers, names."""
 
 
-class UnreadableError(Exception):
-    """A log cannot be read; the message is a sentence."""
+class DiagnoseError(Exception):
+    """A log cannot be read, or there is no such rule; the message is a sentence."""
 
 
 def findings_of(rules: RuleSet, logs: Sequence[str]) -> list[Finding]:
     """The findings of all logs, root causes first, by time where every one of them has a time.
 
     Raises:
-        UnreadableError: there is no such file, or it is none that can be read.
+        DiagnoseError: there is no such file, or it is none that can be read.
     """
     found = [finding for log in logs for finding in _of_one(rules, log)]
     groups: dict[int, list[Finding]] = {0: [], 1: [], 2: []}
@@ -56,11 +56,11 @@ def _of_one(rules: RuleSet, log: str) -> list[Finding]:
         with _opened(log) as file:
             return diagnose(rules, _lines(file), log)
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UnreadableError(
+        raise DiagnoseError(
             f"{log} is no whole gzip file ({error}): fetch it again, or unpack what is left."
         ) from error
     except OSError as error:
-        raise UnreadableError(f"{log} cannot be read: {error.strerror or error}.") from error
+        raise DiagnoseError(f"{log} cannot be read: {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -98,8 +98,8 @@ def as_lines(findings: Sequence[Finding], rules: RuleSet, width: int) -> Iterato
         yield f"  {printable(finding.line.strip()[:LINE_CHARACTERS])}", None
         if number and finding.role == "consequence":
             continue
-        yield from ((line, None) for line in _wrapped(printable(finding.why), width, "  "))
-        yield from ((line, None) for line in _wrapped(printable(finding.fix), width, "  → "))
+        yield from ((line, None) for line in wrapped(printable(finding.why), width, "  "))
+        yield from ((line, None) for line in wrapped(printable(finding.fix), width, "  → "))
         if number == 0 and finding.severity in ("error", "fatal"):
             yield f"  look for it: {search_line(finding)}", None
         yield "", None
@@ -115,12 +115,12 @@ def explanation(rules: RuleSet, rule_id: str, width: int) -> list[str]:
     """The page of one rule.
 
     Raises:
-        KeyError: there is no such rule; the argument is a sentence.
+        DiagnoseError: there is no such rule.
     """
     if (rule := rules.by_id.get(rule_id)) is None:
         near = get_close_matches(rule_id, rules.by_id, n=3, cutoff=0.4)
-        raise KeyError(f"There is no rule {rule_id!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
-    return [line for text in _page(rule) for line in _wrapped(text, width, "")]
+        raise DiagnoseError(f"There is no rule {rule_id!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    return [line for text in _page(rule) for line in wrapped(text, width, "")]
 
 
 def _page(rule: Rule) -> Iterable[str]:
@@ -135,9 +135,3 @@ def _page(rule: Rule) -> Iterable[str]:
     if rule.docs:
         yield f"More: {rule.docs}"
     yield f"Like: {rule.samples[0].splitlines()[-1]}"
-
-
-def _wrapped(text: str, width: int, begin: str) -> list[str]:
-    wrapper = textwrap.TextWrapper(width, initial_indent=begin, subsequent_indent=" " * len(begin))
-    wrapper.break_long_words = wrapper.break_on_hyphens = False
-    return wrapper.wrap(text)

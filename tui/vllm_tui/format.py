@@ -1,10 +1,14 @@
 """Numbers, times and untrusted text as the screen writes them; unknown is a dash."""
 
+import json
 import shlex
 import signal as signals
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+
+import msgspec
 
 from vllm_probes.events import State
 
@@ -136,6 +140,24 @@ def ending(code: int | None, signal: int | None) -> str:
             name = f"signal {signal}"
         return f"was killed ({name})"
     return "ended" if code is None else f"ended with code {code}"
+
+
+def json_text(value: object) -> str:
+    """Structs and plain data as JSON for programs; bytes of names and paths that are no UTF-8 become `?`."""
+    return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode(errors="replace").decode()
+
+
+def wrapped(text: str, width: int, begin: str) -> list[str]:
+    """Lines of at most `width` columns; words, and so commands without blanks, stay whole."""
+    wrapper = textwrap.TextWrapper(width, initial_indent=begin, subsequent_indent=" " * len(begin))
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return wrapper.wrap(text)
+
+
+def table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as their widest cell, the first row being the heading."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def short_command(argv: Sequence[str]) -> str:

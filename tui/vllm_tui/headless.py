@@ -1,10 +1,11 @@
-"""`run --headless`: the lines of the recording on standard output, for programs and for terminals that are none."""
+"""`--headless`: the lines of the recording on standard output, for programs and for terminals that are none."""
 
 import asyncio
 import contextlib
 import os
 import signal
 import sys
+from functools import partial
 from typing import Literal
 
 from vllm_probes import commands
@@ -24,7 +25,9 @@ class OutputError(Exception):
 class HeadlessView:
     """Copies lines, and turns signals into wishes."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, *, only_watches: bool) -> None:
+        """`only_watches`: a signal ends the view, and whatever runs goes on."""
+        self._only_watches = only_watches
         self.model = SessionModel()
         self.hung_up = False
         self._client = client
@@ -34,9 +37,9 @@ class HeadlessView:
     async def follow(self) -> bool:
         """Print every line until the attempt and its tree are over; False when the keeper went before."""
         loop = asyncio.get_running_loop()
-        copying = asyncio.ensure_future(self._copy())
+        copying = self._copying = asyncio.ensure_future(self._copy())
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._ask_to_stop)
+            loop.add_signal_handler(number, self._leave if self._only_watches else self._ask_to_stop)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup stays nohup
             loop.add_signal_handler(signal.SIGHUP, self._hang_up, copying)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
@@ -71,7 +74,8 @@ class HeadlessView:
             return
         self.model.apply(event)
         if isinstance(event, CommandEnded) and event.leftovers:
-            self._grace = asyncio.get_running_loop().call_later(LEFTOVER_GRACE_S, self._stop, "leftovers")
+            end = self._leave if self._only_watches else partial(self._stop, "leftovers")
+            self._grace = asyncio.get_running_loop().call_later(LEFTOVER_GRACE_S, end)
         if isinstance(event, StopRequested | TreeEnded) and self._grace:
             self._grace.cancel()
         if isinstance(event, TreeEnded):
@@ -80,6 +84,11 @@ class HeadlessView:
     def _ask_to_stop(self) -> None:
         self._signals += 1
         self._stop("signal", kill=self._signals > 1)
+
+    def _leave(self) -> None:
+        """Whoever only watched a run of others leaves no keeper behind, either; for one of ours that means nothing."""
+        self._sending = asyncio.ensure_future(self._client.send(commands.StopWatching(id=self._client.next_id())))
+        self._sending.add_done_callback(lambda _: self._hang_up(self._copying))
 
     def _hang_up(self, copying: "asyncio.Future[None]") -> None:
         self.hung_up = True
@@ -109,15 +118,17 @@ def write(line: bytes) -> None:
         raise OutputError(f"Standard output cannot be written: {error.strerror}.") from None
 
 
-async def follow(folder: SessionFolder) -> tuple[SessionModel, bool]:
+async def follow(folder: SessionFolder, *, only_watches: bool = False) -> tuple[SessionModel, bool]:
     """Follow a session to its end; the model, and whether that end was seen (or the view was hung up).
+
+    `only_watches`: SIGINT and SIGTERM end the view alone.
 
     Raises:
         KeeperError: there is no keeper and none can be started.
         OutputError: standard output takes no more.
     """
     client = await connect(folder, headless=True)
-    view = HeadlessView(client)
+    view = HeadlessView(client, only_watches=only_watches)
     try:
         seen = await view.follow()
     finally:

@@ -54,6 +54,11 @@ class Situation:
         return self.attempt is not None and not self.attempt.over and self.attempt.ended is None
 
     @property
+    def is_attached(self) -> bool:
+        """Somebody else started it: it is only watched."""
+        return self.attempt is not None and self.attempt.launch.attached_pid is not None
+
+    @property
     def stopping(self) -> bool:
         """Somebody asked for the end and it has not come yet."""
         return self.alive and self.attempt is not None and self.attempt.stop is not None

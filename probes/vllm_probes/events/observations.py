@@ -45,15 +45,21 @@ class AttemptStarted(Observation, frozen=True, kw_only=True):
     command: list[str]
     levers: list[str]
     log: str
-    """The log file, relative to the session folder."""
+    """The log file, relative to the session folder; of a run that we did not start its absolute path."""
     shim_pid: int | None
-    """None: the command could not be started."""
+    """None: the command could not be started, or not by us."""
     changes: list[Change] = []
     debug_settings: list[DebugSetting] = []
     expects_vllm: bool = False
     """The command line speaks of vLLM."""
     not_descendants: str | None = None
     """`docker`, `srun` or `ray`: the launcher whose processes will not be our descendants."""
+    attached_pid: int | None = None
+    """The root of a run that somebody else started: it is only watched, from here on. None: this is a launch."""
+    attached_user: str | None = None
+    """Whose it is; None: one's own."""
+    attached_serving: bool = False
+    """Its server listened already."""
 
 
 class LogSampled(Observation, frozen=True, kw_only=True):

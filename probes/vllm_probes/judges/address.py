@@ -57,7 +57,7 @@ def address_from_url(url: str) -> Address | None:
     if parts.scheme not in ("http", "https") or port == 0:
         return None
     tls = parts.scheme == "https"
-    return Address(host=_reachable(parts.hostname or ""), port=port or (443 if tls else 80), tls=tls)
+    return Address(host=reachable(parts.hostname or ""), port=port or (443 if tls else 80), tls=tls)
 
 
 def _from_options(given: Mapping[str, str]) -> Address | None:
@@ -69,8 +69,9 @@ def _from_options(given: Mapping[str, str]) -> Address | None:
     port = given.get("--port", str(DEFAULT_PORT))
     if not port.isdecimal() or not 0 < int(port) < 65536:
         return None
-    return Address(host=_reachable(given.get("--host", "")), port=int(port), tls=tls)
+    return Address(host=reachable(given.get("--host", "")), port=int(port), tls=tls)
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
+    """Where to reach a server that listens there: one that listens everywhere does so on the loopback, too."""
     return _LOOPBACK.get(host, host)

@@ -10,10 +10,20 @@ IDLE_GPU_PERCENT, BUSY_GPU_PERCENT = 5.0, 95.0
 
 
 def evidence(
-    event: Event, hang: Hang, standings: Sequence[Standing], what: str, since: float, gpus: Mapping[int, GpuRow]
+    event: Event,
+    hang: Hang,
+    standings: Sequence[Standing],
+    what: str,
+    since: float,
+    gpus: Mapping[int, GpuRow],
+    *,
+    is_attached: bool,
 ) -> Iterator[Evidence]:
-    """The culprits first. `what` has not moved since `since` (unix seconds)."""
-    yield Evidence(signal=what, value=f"for {event.time - since:.0f} s", since=since)
+    """The culprits first. `what` has not moved since `since` (unix seconds); `is_attached`: that is when the run was
+    attached to, and before it nobody knows."""
+    quiet_s = f"{event.time - since:.0f} s"
+    how_long = f"for at least {quiet_s}, since it was attached to" if is_attached else f"for {quiet_s}"
+    yield Evidence(signal=what, value=how_long, since=since)
     if picture := _gpu_picture(gpus):
         yield Evidence(signal="GPUs", value=picture)
     files = {file.pid: file.file for file in event.stacks} if isinstance(event, StacksCaptured) else {}

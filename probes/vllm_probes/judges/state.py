@@ -76,6 +76,8 @@ class Memory:
     """What the judge knows of the current attempt."""
 
     state: State | None = None
+    is_attached: bool = False
+    """Somebody else started it: that its exit code is not known is no crash."""
     recognised: bool = False
     """It is vLLM: its command line, a log line or a process says so."""
     phase: str | None = None
@@ -140,8 +142,9 @@ def _move(memory: Memory, event: Event, state: State, reason: str | None = None)
 
 
 def _attempt_started(event: AttemptStarted) -> Result:
-    memory = Memory(recognised=event.expects_vllm, log=event.log)
-    return _move(memory, event, "starting" if event.expects_vllm else "running")
+    memory = Memory(recognised=event.expects_vllm, log=event.log, is_attached=event.attached_pid is not None)
+    first: State = "starting" if event.expects_vllm else "running"
+    return _move(memory, event, "idle" if event.expects_vllm and event.attached_serving else first)
 
 
 def _stop_requested(memory: Memory, event: StopRequested) -> Result:
@@ -309,7 +312,7 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: Ver
 def _end_state(memory: Memory, ended: CommandEnded) -> tuple[State, str | None]:
     if memory.stop_requested:
         return "exited", "stopped"
-    if ended.error:
+    if ended.error and not memory.is_attached:
         return "crashed", ended.error
     if ended.signal:
         return "crashed", f"killed by signal {ended.signal}"
@@ -320,7 +323,7 @@ def _end_state(memory: Memory, ended: CommandEnded) -> tuple[State, str | None]:
     ended_mono = ended.mono if ended.ended_mono is None else ended.ended_mono
     if memory.lost and ended_mono - memory.lost[0] >= LOST_GRACE_S:
         return "crashed", f"{memory.lost[1]} went first"
-    return "exited", None
+    return "exited", ended.error
 
 
 def _orderly(memory: Memory) -> bool:

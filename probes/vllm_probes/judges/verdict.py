@@ -87,6 +87,8 @@ class Memory:
     doing: Sequence[ProcessDoing] = ()
     """What each process did at the look before."""
     suspicion: Suspicion | None = None
+    is_attached: bool = False
+    """Nobody knows how long it stood still before it was attached to."""
     told: Verdict = ("ok", None, ())
     stalled: VerdictChanged | None = None
     """The hang that the run is in, or was in when it ended …"""
@@ -138,7 +140,8 @@ def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, 
 def _attempt_started(memory: Memory, event: AttemptStarted) -> Memory:
     patience = max((setting.patience for setting in event.debug_settings), default=1.0)
     moved = {"start": event.mono}
-    return Memory(cards=memory.cards, gpus=memory.gpus, moved=moved, patience=patience, is_open=True)
+    known = Memory(cards=memory.cards, gpus=memory.gpus, is_attached=event.attached_pid is not None)
+    return replace(known, moved=moved, patience=patience, is_open=True)
 
 
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Memory:
@@ -268,13 +271,14 @@ def _tell(
         return replace(memory, stalled=None, involved=frozenset()), [VerdictChanged(**stamp, health="ok")]
     since = event.time - (event.mono - _moved_mono(memory.moved, stage))
     what = "no tokens" if stage == "serves" else "nothing moved"
+    is_attached = memory.is_attached and "tokens" not in memory.moved
     told = VerdictChanged(
         **stamp,
         health="stalled" if health == "stalled" else "suspect",
         kind=hang.kind,
         culprits=[one.culprit for one in hang.culprits],
         summary=summary(hang),
-        evidence=list(evidence(event, hang, standings, what, since, memory.gpus)),
+        evidence=list(evidence(event, hang, standings, what, since, memory.gpus, is_attached=is_attached)),
         since=since,
     )
     if told.health == "stalled":

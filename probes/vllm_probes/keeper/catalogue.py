@@ -36,11 +36,15 @@ class SessionRow(msgspec.Struct, frozen=True, kw_only=True):
 
 def rows() -> Iterator[SessionRow]:
     """Newest first."""
-    for folder in sessions():
-        try:
-            yield _row(folder, folder.meta())
-        except FolderError:
-            yield _damaged(folder)
+    yield from map(row_of, sessions())
+
+
+def row_of(folder: SessionFolder) -> SessionRow:
+    """One session; a folder that cannot be read gives a row that says so."""
+    try:
+        return _row(folder, folder.meta())
+    except FolderError:
+        return _damaged(folder)
 
 
 def own_pids() -> set[int]:
@@ -68,7 +72,7 @@ def session_above(pid: int) -> SessionAbove | None:
 def _row(folder: SessionFolder, meta: Meta) -> SessionRow:
     here, is_this_host = folder.on_this_boot(), meta.host == socket.gethostname()
     attempt = folder.attempt_count()
-    alive = here and any(folder.shim_pids())
+    alive = here and (any(folder.shim_pids()) if meta.attached is None else not folder.is_over())
     state = last_state(folder)
     if is_this_host and not alive and state not in ENDED_STATES and not folder.has_keeper():
         state = "lost" if here or attempt else state

@@ -9,13 +9,15 @@ from typing import Any, Literal
 from vllm_probes.events import CommandEnded, SignalSent, StopRequested, TreeEnded
 from vllm_probes.judges.rules import RuleSet
 from vllm_probes.keeper import child
+from vllm_probes.keeper.attached import GONE, is_there, started
 from vllm_probes.keeper.attempts import Attempt, first_attempt, next_attempt
-from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.gate import Gate
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
 from vllm_probes.launch.attempt import Ending, read_exit
 from vllm_probes.launch.levers import LeverError
+from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import files
 from vllm_probes.sensors.shims import shim_alive
@@ -39,6 +41,8 @@ class Course:
         self._hurry = asyncio.Event()
         """The kill was asked for while it was being stopped already."""
         self._starts_again = False
+        self.attached = folder.meta().attached
+        """The run of somebody else that is watched here; None: the session launches its own."""
         self._gate = Gate(stream, self._launch)
         self._ending = asyncio.Lock()
         self._coredumps = files.FolderWatch(folder.coredumps)
@@ -58,7 +62,9 @@ class Course:
     async def begin(self) -> None:
         """Take up the attempt that somebody has started: the first one, or that of an earlier keeper."""
         self._gate.forget()
-        if self._stream.model.attempt is None:
+        if self._stream.model.attempt is None and self.attached is not None:
+            self._begin_to_watch(self.attached)
+        elif self._stream.model.attempt is None:
             shim_pid = await child.launched_shim(self._folder.attempt(1))
             self._stream.begin_attempt()
             self._follow(first_attempt(self._folder, self._launch), shim_pid)
@@ -68,6 +74,14 @@ class Course:
     def close(self) -> None:
         self._coredumps.stop()
 
+    def _begin_to_watch(self, attached: Attached) -> None:
+        self._stream.begin_attempt()
+        self._stream.publish(started(attached, self._launch, self._stream.stamp()))
+        if attached.log_reason:
+            hint = "Phases, errors and exceptions are not seen; state and verdict come from the server and from stacks."
+            self._stream.trouble(attached.log_reason, hint)
+        self._watch_attempt()
+
     def _follow(self, attempt: Attempt, shim_pid: int | None) -> None:
         self._stream.publish(attempt.started(shim_pid, self._stream.stamp()))
         self._kill.clear()
@@ -76,7 +90,7 @@ class Course:
         self._note_outsider()
 
     def _watch_attempt(self) -> None:
-        watch = self.watch = Watch(self._stream, self._folder, self._launch, self._rules)
+        watch = self.watch = Watch(self._stream, self._folder, self._launch, self._rules, self.attached)
         if not self._folder.coredumps.is_dir():
             return
         loop = asyncio.get_running_loop()
@@ -105,12 +119,28 @@ class Course:
         attempt = self._stream.model.attempt
         if attempt is None:
             return
+        if self.attached is not None:
+            await self._look_for_end_of(self.attached, attempt, watch)
+            return
         shim_pid = self._shim_pid()
         ending = read_exit(self._folder.attempt(attempt.number))
         if attempt.ended is None and (ending or shim_pid is None):
             await watch.drain_log()
             self._command_ended(ending or Ending(error="Its shim was killed: the exit code is not known."))
         if shim_pid is None and self._under_way is None:
+            await self._tree_ended()
+
+    async def _look_for_end_of(self, attached: Attached, attempt: AttemptModel, watch: Watch) -> None:
+        """The end of a run that we did not start: the root is gone, then whatever it left."""
+        if is_there(attached):
+            return
+        left = watch.running()
+        if attempt.ended is None:
+            await watch.drain_log()
+            self._stream.publish(
+                CommandEnded(**self._stream.stamp(), code=None, signal=None, error=GONE, leftovers=left)
+            )
+        if not left:
             await self._tree_ended()
 
     def _command_ended(self, ending: Ending) -> None:

@@ -23,7 +23,7 @@ import platformdirs
 from vllm_probes import __version__
 from vllm_probes.launch.on_stall import OnStall
 from vllm_probes.launch.spec import LaunchSpec
-from vllm_probes.sensors import disk
+from vllm_probes.sensors import disk, tree
 from vllm_probes.sensors.shims import shim_alive
 
 MIN_FREE_BYTES = 64 << 20
@@ -43,6 +43,26 @@ class KeeperError(Exception):
     """The keeper of a session does not answer; the text says what to do."""
 
 
+class Attached(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that somebody else started and that a session only watches. With its start a pid names it for ever."""
+
+    pid: int
+    """Of the root of its tree."""
+    start_ticks: int
+    """When that began, in clock ticks since boot."""
+    user: str | None
+    """Whose it is; None: this user's."""
+    is_vllm: bool
+    url: str | None
+    """Where its server listens, or will; None: not known."""
+    listens: bool
+    """It did already when the session began."""
+    log: str | None
+    """The absolute path of its log; None: no file that we can read has it."""
+    log_reason: str | None
+    """Why not, and what shows it: a sentence."""
+
+
 class Meta(msgspec.Struct, frozen=True, kw_only=True):
     """`meta.json`: enough to list a session without reading its recording."""
 
@@ -54,6 +74,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     command: list[str]
     """Secrets removed."""
     cwd: str
+    attached: Attached | None = None
+    """None: what the session launched itself."""
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,8 +148,17 @@ class SessionFolder:
         """It belongs to this user: what another one put there is neither run nor connected to."""
         return _is_ours(self.path)
 
+    def attached(self) -> Attached | None:
+        """The run that it only watches, on this boot; None: it launches its own, or cannot be read."""
+        try:
+            return self.meta().attached if self.on_this_boot() else None
+        except FolderError:
+            return None
+
     def is_over(self) -> bool:
         """Every attempt's command has ended, and nothing of its tree is left to run."""
+        if attached := self.attached():
+            return not tree.is_same(attached.pid, attached.start_ticks)
         ended = all(log.with_suffix(".exit").exists() for log in self.path.glob("attempt-*.log"))
         return ended and not any(self.shim_pids())
 
@@ -192,7 +223,7 @@ def _is_private_and_writable(folder: Path) -> bool:
     return _is_ours(folder.resolve())
 
 
-def create(launch: Launch, *, command: list[str], name: str | None) -> SessionFolder:
+def create(launch: Launch, *, command: list[str], name: str | None, attached: Attached | None = None) -> SessionFolder:
     """A new session folder with `meta.json` and `launch.json`.
 
     Raises:
@@ -216,6 +247,7 @@ def create(launch: Launch, *, command: list[str], name: str | None) -> SessionFo
         created=created,
         command=[_text(word) for word in command],
         cwd=_text(launch.spec.cwd),
+        attached=attached,
     )
     _write_private(folder.path / "launch.json", launch)
     _write_private(folder.path / "meta.json", meta)
@@ -285,7 +317,7 @@ def find(word: str | None) -> SessionFolder:
         return SessionFolder(Path(word).resolve())
     known = list(sessions())
     if word is None:
-        fitting = [folder for folder in known if _may_run(folder)]
+        fitting = live_sessions()
         missing = "No session is running here. `vllm-tui ls` lists the ended ones, to be opened by name."
     else:
         fitting = [folder for folder in known if folder.path.name == word]
@@ -296,6 +328,11 @@ def find(word: str | None) -> SessionFolder:
     if not fitting:
         raise FolderError(missing)
     raise FolderError("Several sessions fit; name one of: " + ", ".join(folder.path.name for folder in fitting))
+
+
+def live_sessions() -> list[SessionFolder]:
+    """Those of this user on this boot that run or are kept, newest first."""
+    return [folder for folder in sessions() if _may_run(folder)]
 
 
 def _may_run(folder: SessionFolder) -> bool:

@@ -14,12 +14,13 @@ from vllm_probes.judges.frames import load_frames
 from vllm_probes.judges.judging import Knowledge
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.course import Course
-from vllm_probes.keeper.folder import SessionFolder
+from vllm_probes.keeper.folder import Attached, SessionFolder
 from vllm_probes.keeper.on_stall import OnStall
 from vllm_probes.keeper.rulebook import load_rulebook
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.surroundings import Surroundings
 from vllm_probes.launch.levers import blocked, load_levers
+from vllm_probes.launch.takeover import refusal
 
 LOG_INTERVAL_S = 0.1
 LOOK_INTERVAL_S = 1.0
@@ -40,6 +41,7 @@ class Keeper:
         )
         launch = folder.launch()
         self._spec = launch.spec
+        self._unwatched = False
         self._tasks = asyncio.TaskGroup()
         self._course = Course(self._stream, folder, launch, rules, self._start)
         self._surroundings = Surroundings(self._stream, launch)
@@ -92,7 +94,7 @@ class Keeper:
 
     async def _until_unneeded(self) -> None:
         """Looks before it judges the time: a keeper that was suspended for long is still needed."""
-        while True:
+        while not self._unwatched:
             if self._course.busy or self._server.connection_count:
                 self._busy_until_mono = time.monotonic() + LINGER_S
             elif time.monotonic() >= self._busy_until_mono:
@@ -158,6 +160,9 @@ class Keeper:
         return CommandAnswered(**self._stream.stamp(), id=command.id, ok=ok, message=message)
 
     async def obey(self, command: commands.AnyCommand) -> tuple[bool, str]:
+        attached = self._course.attached
+        if attached is not None and not isinstance(command, commands.CaptureStacks | commands.Probe):
+            return self._obey_of_watched(command, attached)
         match command:
             case commands.Stop():
                 return self._obey_stop(command)
@@ -175,6 +180,15 @@ class Keeper:
                 return self._obey_probe()
             case _:
                 return False, "That was said before."
+
+    def _obey_of_watched(self, command: commands.AnyCommand, attached: Attached) -> tuple[bool, str]:
+        """What was not started here is not changed from here."""
+        if not isinstance(command, commands.StopWatching):
+            return False, refusal(attached.pid, attached.user)
+        if self._server.connection_count > 1:
+            return False, "Somebody else looks at it, too: it is watched on."
+        self._unwatched = True
+        return True, "It is watched no more, and runs on."
 
     def _obey_stop(self, command: commands.Stop) -> tuple[bool, str]:
         if not self._course.busy:

@@ -23,17 +23,17 @@ from vllm_probes.judges.address import Address, address_from_command, address_fr
 from vllm_probes.judges.deadline import DEFAULTS_S
 from vllm_probes.judges.probing import api_key
 from vllm_probes.judges.rules import RuleSet
-from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.attached import members
+from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.lookout import Lookout
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.launch.levers import check_arrival
 from vllm_probes.launch.redact import redact_text
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef, ProcessRow
-from vllm_probes.sensors import disk, probe, processes, stacks, threads
+from vllm_probes.sensors import disk, probe, processes, stacks, tree
 from vllm_probes.sensors.endpoint import EndpointSensor
 from vllm_probes.sensors.logfile import LogSensor
-from vllm_probes.sensors.tree import command_line
 
 LOG_LIMIT_BYTES = 4 << 30
 LOG_HEAD_BYTES = 256 << 20
@@ -50,7 +50,9 @@ STRANGERS_EVERY = 5
 class Watch:
     """The sensors of one attempt."""
 
-    def __init__(self, stream: Stream, folder: SessionFolder, launch: Launch, rules: RuleSet) -> None:
+    def __init__(
+        self, stream: Stream, folder: SessionFolder, launch: Launch, rules: RuleSet, attached: Attached | None
+    ) -> None:
         attempt = stream.model.attempt
         if attempt is None:
             raise ValueError("there is no attempt to watch")
@@ -59,9 +61,14 @@ class Watch:
         self._log_path = folder.path / attempt.launch.log
         self._log = LogSensor(self._log_path, rules, redact_text)
         self._resume = _resume_point(stream)
-        self._processes = processes.ProcessSensor(attempt.launch.shim_pid or 0)
+        self._attached = attached
+        self._processes = (
+            processes.ProcessSensor(attempt.launch.shim_pid or 0)
+            if attached is None
+            else processes.ProcessSensor(tree.parent(attached.pid), members(attached).walk)
+        )
         self._endpoint = EndpointSensor()
-        self._address: Address | None = None
+        self._address = address_from_url(attached.url) if attached and attached.listens and attached.url else None
         self._engine_config: Mapping[str, str] = {}
         self.vllm_version: str | None = None
         """As it says itself in the log."""
@@ -151,6 +158,11 @@ class Watch:
             return [row for row in self.rows.values() if row.foreign]
         return processes.strangers(self._attempt.started, own=own)
 
+    def running(self) -> list[ProcessRef]:
+        """What runs of the tree now, as far as the last look knew it."""
+        rows = [row for row in self.rows.values() if tree.is_running(row.pid)]
+        return [ProcessRef(pid=row.pid, process=row.process, state=row.state) for row in rows]
+
     def wants_stacks(self) -> str | None:
         """Tell of quiet; why it is time to see what everybody does, None: it is not."""
         port = self._address.port if self._address and not self._address.uds else None
@@ -181,20 +193,12 @@ class Watch:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))
-        targets = [
-            ProcessRef(pid=row.pid, process=row.process, state=row.state)
-            for row in self.rows.values()
-            if row.role != "resource_tracker"
-        ]
-        files = await stacks.capture(targets, folder, timeout_s=timeout_s)
+        files = await stacks.capture(stacks.targets(self.rows.values()), folder, timeout_s=timeout_s)
         captured = StacksCaptured(
             **self._stream.stamp(),
             reason=reason,
             folder=name,
-            stacks=[
-                replace(file, file=f"{name}/{file.file}" if file.file else None, frozen=threads.is_frozen(file.pid))
-                for file in files
-            ],
+            stacks=[replace(file, file=f"{name}/{file.file}" if file.file else None) for file in files],
         )
         self._stream.publish(captured)
         return captured
@@ -255,7 +259,7 @@ class Watch:
         yield self._launch.spec.argv, self._launch.spec.env
         for row in self.rows.values():
             if row.role == "api_server":
-                yield command_line(row.pid), processes.environ(row.pid)
+                yield tree.command_line(row.pid), processes.environ(row.pid)
 
     # --- levers -----------------------------------------------------------------------------------------------------
 
@@ -268,7 +272,7 @@ class Watch:
 
     def _check_lever(self, lever: str) -> None:
         for row in [row for row in self.rows.values() if row.role in ("worker", "engine_core", "api_server")]:
-            environ, argv = processes.environ(row.pid), command_line(row.pid)
+            environ, argv = processes.environ(row.pid), tree.command_line(row.pid)
             seen = check_arrival(lever, environ, row.process, argv, self._engine_config)
             if seen is None:
                 continue
@@ -309,7 +313,7 @@ class Watch:
     def _bound_log(self, log_bytes: int) -> tuple[int, int]:
         known = self._stream.model.disk
         before = (known.hole_start, known.hole_bytes) if known and known.attempt == self._stream.attempt else (0, 0)
-        hole = disk.hole(log_bytes, LOG_LIMIT_BYTES, LOG_HEAD_BYTES)
+        hole = disk.hole(log_bytes, LOG_LIMIT_BYTES, LOG_HEAD_BYTES) if self._attached is None else None
         if hole is None or hole == before or not disk.punch_hole(self._log_path, *hole):
             return before
         self._log.index.set_hole(*hole)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
@@ -29,6 +30,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 GOOD_LIFE_S = 60.0
 """… until one has answered for so long."""
 
+POLL_S = 0.02
 READ_BYTES, READS_PER_SAMPLE = 1 << 16, 16
 LONGEST_LINE_BYTES = 1 << 20
 
@@ -178,6 +180,23 @@ class GpuSensor:
     def _pause(self, mono: float) -> None:
         self._start_mono = mono + self._pause_s
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+
+
+def indices_by_pid(within_s: float) -> dict[int, list[int]]:
+    """Which GPUs each process has memory of, as far as the driver tells within that time; pids as it knows them."""
+    sensor = GpuSensor()
+    sensor.start()
+    deadline = time.monotonic() + within_s
+    sample = GpuSample(status="silent")
+    while sample.status == "silent" and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+        sample = next((one for one in sensor.sample(time.monotonic()) if isinstance(one, GpuSample)), sample)
+    sensor.close()
+    found: dict[int, list[int]] = {}
+    for row in sample.rows:
+        for process in row.processes or ():
+            found.setdefault(process.pid, []).append(row.index)
+    return found
 
 
 class _Program:

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import psutil
 
+from vllm_probes.judges.address import reachable
+
 _ESTABLISHED, _LISTEN = "01", "0A"
 
 
@@ -21,6 +23,17 @@ def listener(port: int) -> int | None:
     return next(
         (one.pid for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port), None
     )
+
+
+def listening(pid: int) -> list[tuple[str, int]]:
+    """Address and port of each TCP socket that a process listens on, lowest port first; none where it is not ours to
+    see."""
+    try:
+        sockets = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return []
+    found = {(one.laddr.ip, one.laddr.port) for one in sockets if one.status == psutil.CONN_LISTEN and one.laddr}
+    return sorted(((reachable(ip), port) for ip, port in found), key=lambda one: one[1])
 
 
 def client_ports(port: int, proc: Path = Path("/proc")) -> set[int]:

@@ -1,8 +1,9 @@
 """The processes of a run: what they are, what they use, and whether they move."""
 
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -28,14 +29,17 @@ _RESTING = frozenset("RSI")
 
 
 class ProcessSensor:
-    """The descendants of one shim.
+    """The descendants of one shim, or the processes that a walk of another kind finds.
 
     A walk down the tree reads one file for every thread, 10 ms for 12 processes of 80 threads, so it is made when
     the kernel has started something since the last one; in between the known processes are looked at.
     """
 
-    def __init__(self, shim_pid: int) -> None:
+    def __init__(self, shim_pid: int, walk: Callable[[], list[int]] | None = None) -> None:
+        """`shim_pid`: what has started the command; with a `walk` of its own, whose first pid is that of the command,
+        any other process that did."""
         self._shim_pid = shim_pid
+        self._descend = walk or partial(descendants, shim_pid)
         self._pids: list[int] = []
         self._last_start = b""
         self._walked_mono = float("-inf")
@@ -61,7 +65,7 @@ class ProcessSensor:
         last_start = _last_start()
         is_due = last_start != self._last_start or now - self._walked_mono >= WALK_AGAIN_S
         if is_due and now >= self._may_walk_mono:
-            self._pids = descendants(self._shim_pid)
+            self._pids = self._descend()
             self._last_start, self._walked_mono = last_start, now
             self._may_walk_mono = now + min((time.monotonic() - now) * WALK_SHARE, WALK_AGAIN_S)
 

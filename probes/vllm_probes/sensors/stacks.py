@@ -6,7 +6,7 @@ import re
 import shutil
 import sys
 import sysconfig
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import msgspec
 from msgspec.structs import replace
 
 from vllm_probes.judges.frames import called_operator
-from vllm_probes.rows import Frame, ProcessRef, StackFile, ThreadStack
+from vllm_probes.rows import Frame, ProcessRef, ProcessRow, StackFile, ThreadStack
 from vllm_probes.sensors.source_line import source_line
-from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside
+from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen
 
 MAX_THREADS = 24
 INNER_FRAMES, OUTER_FRAMES = 28, 12
@@ -83,6 +83,13 @@ async def capture(targets: Sequence[ProcessRef], folder: Path, *, timeout_s: flo
     return list(await asyncio.gather(*(_capture_one(target, folder, py_spy, turns, timeout_s) for target in targets)))
 
 
+def targets(rows: Iterable[ProcessRow]) -> list[ProcessRef]:
+    """The processes of a run whose stacks tell anything."""
+    return [
+        ProcessRef(pid=row.pid, process=row.process, state=row.state) for row in rows if row.role != "resource_tracker"
+    ]
+
+
 def join(pid: int, python: Sequence[ThreadStack], kernel: Mapping[int, ThreadFacts]) -> list[ThreadStack]:
     """At most MAX_THREADS threads of a process, each with its calls and what the kernel says of it, in this order: the
     main thread, those that the program has named, others with Python calls, others in state D.
@@ -143,7 +150,7 @@ def ptrace_scope() -> int | None:
 async def _capture_one(
     target: ProcessRef, folder: Path, py_spy: str | None, turns: asyncio.Semaphore, timeout_s: float
 ) -> StackFile:
-    found = StackFile(pid=target.pid, process=target.process)
+    found = StackFile(pid=target.pid, process=target.process, frozen=is_frozen(target.pid))
     try:
         async with _turn(turns):
             printed = await _by_py_spy(py_spy, target, timeout_s)
@@ -252,7 +259,7 @@ async def _closer(
 ) -> list[ThreadStack]:
     """The same stacks, with what one dump does not tell: whether whoever runs moves, and which operator is called."""
     runs = [stack.thread_id in kernel and kernel[stack.thread_id].state == "R" for stack in stacks]
-    moved: set[int] = set()
+    moved: set[int] | None = None
     if any(is_running and not _in_operator(stack) for stack, is_running in zip(stacks, runs, strict=True)):
         moved = await _moved(read, target, py_spy)
     found = []
@@ -261,20 +268,22 @@ async def _closer(
             found.append(await _with_operator(thread, stack, target.pid))
         elif is_running and thread.frames:
             source = await source_line(target.pid, thread.frames[0].filename, thread.frames[0].line)
-            found.append(replace(stack, moves=thread.thread_id in moved, source=source))
+            moves = None if moved is None else thread.thread_id in moved
+            found.append(replace(stack, moves=moves, source=source))
         else:
             found.append(stack)
     return found
 
 
-async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int]:
-    """Threads (Python's ids) whose innermost call is at another line a moment later; else nothing is told."""
+async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int] | None:
+    """Threads (Python's ids) whose innermost call is at another line a moment later; None: nobody could look again."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
-    moved: set[int] = set()
+    moved: set[int] | None = None
     for _ in range(MORE_LOOKS):
         with suppress(NoStacksError):
             again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
-            moved |= {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+            new = {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
+            moved = new | (moved or set())
     return moved
 
 

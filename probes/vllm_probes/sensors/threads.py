@@ -48,6 +48,16 @@ def facts(pid: int) -> dict[int, ThreadFacts]:
     return {thread: found for thread, found in threads if found is not None}
 
 
+def switch_count(pid: int, thread_id: int) -> int | None:
+    """How often the thread has gone off a CPU, by its own will or not: one that stays in the same wait does not.
+
+    None: it is gone. Anybody may read it (proc_pid_status(5)), unlike what it waits in.
+    """
+    lines = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+    counts = [int(word) for line in lines for word in _status(f"/proc/{pid}/task/{thread_id}", line)]
+    return sum(counts) if counts else None
+
+
 def ids_inside(pid: int) -> dict[int, int]:
     """The id of each thread as the process itself sees it -> as we see it (NSpid in /proc/PID/status).
 

@@ -54,6 +54,11 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def is_same(pid: int, ticks: int) -> bool:
+    """Whether the process that began then still runs: one that got its pid later is another one."""
+    return start_ticks(pid) == ticks and is_running(pid)
+
+
 def process_group(pid: int) -> int | None:
     """The id of its process group, None when it is gone."""
     fields = _stat_fields(f"/proc/{pid}/stat")
@@ -63,7 +68,7 @@ def process_group(pid: int) -> int | None:
 def descends(pid: int, ancestor: int) -> bool:
     """Whether `ancestor` is above `pid`, by a walk up."""
     while pid > 1:
-        pid = _parent(pid)
+        pid = parent(pid)
         if pid == ancestor:
             return True
     return False
@@ -85,7 +90,7 @@ def title(pid: int) -> str:
     from vllm_probes.judges.titles import identify  # a launch reads this module before anybody needs names
 
     if own := command_line(pid):
-        return identify(own, command_line(_parent(pid))).process
+        return identify(own, command_line(parent(pid))).process
     return os.fsdecode(read(f"/proc/{pid}/comm")).strip() or f"pid {pid}"
 
 
@@ -99,7 +104,8 @@ def shm_files(pids: Iterable[int]) -> set[str]:
     return {os.fsdecode(_ESCAPED_BYTE.sub(_byte, path)) for path in paths if not path.endswith(b" (deleted)")}
 
 
-def _parent(pid: int) -> int:
+def parent(pid: int) -> int:
+    """The pid of its parent; 0 where it has none here, and when it is gone."""
     fields = _stat_fields(f"/proc/{pid}/stat")
     return int(fields[1]) if fields else 0
 

@@ -9,6 +9,7 @@ from textual.content import Content
 
 from vllm_probes.judges.probing import meaning
 from vllm_probes.launch.levers import unset_line
+from vllm_probes.launch.takeover import has_secrets, stop_command, takeover_command
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Change, GpuCard, GpuRow
 from vllm_tui.format import UNKNOWN, duration, ending, plural, size, state_word
@@ -32,7 +33,7 @@ class DetailsPage(Page):
 
     def page_rows(self, width: int) -> list[Content]:
         sections = (
-            *(launch_rows, setting_rows, attempt_rows, probe_rows),
+            *(launch_rows, takeover_rows, setting_rows, attempt_rows, probe_rows),
             *(limit_rows, gpu_rows, host_rows, trouble_rows),
         )
         return [row for section in sections for row in section(self._situation, width)]
@@ -67,6 +68,21 @@ def change_text(change: Change) -> str:
     if change.after is None:
         return f"- {change.name} {change.before or ''}".rstrip()
     return f"~ {change.name}: {change.before} → {change.after}"
+
+
+def takeover_rows(situation: Situation, width: int) -> Iterator[Content]:
+    """How to stop a run that we did not start, and how to start it again from here."""
+    launch = situation.attempt.launch if situation.attempt else None
+    if launch is None or launch.attached_pid is None:
+        return
+    yield from heading("Not started by this program")
+    if launch.attached_user:
+        yield from entry("user", launch.attached_user, width)
+    yield from entry("stop it", stop_command(launch.attached_pid, launch.attached_user), width)
+    if line := takeover_command(launch.command, situation.model.cwd):
+        yield from entry("take it over", line, width)
+    if has_secrets(launch.command):
+        yield from entry("", "*** stands for a secret: type it again", width)
 
 
 def setting_rows(situation: Situation, width: int) -> Iterator[Content]:

@@ -40,6 +40,10 @@ def leave(situation: Situation) -> Question:
         )
         choices = [Choice("s", "do not start it, and quit", "stop"), Choice("l", "let it wait and start", "leave")]
         return Question(f"{name} waits to be started again", body, choices[1:] if situation.readonly else choices)
+    if situation.is_attached:
+        choices = [Choice("l", "watch on without a view", "leave"), Choice("s", "stop watching", "unwatch")]
+        body = sentences(what_runs(situation), "It was not started by this program and runs on in any case.")
+        return Question(f"Watch {name} on?", body, choices)
     if situation.stopping:
         choices = [Choice("l", "leave it", "leave"), Choice("k", "kill it", "kill")]
         return Question(f"{name} is stopping", body, choices[:1] if situation.readonly else choices)

@@ -69,11 +69,16 @@ def title_right(situation: Situation) -> Content:
     if attempt is None:
         return Content("")
     up = Content.assemble(("up " if situation.command_runs else "ran ", "dim"), clock(situation.up_s or 0.0), " ")
-    launch = [replay_mark(situation), Content(f"attempt {attempt.number}"), *lever_marks(attempt)]
+    launch = [replay_mark(situation), Content(attempt_name(attempt)), *lever_marks(attempt)]
     launch.append(extra_settings(situation.model.debug_settings))
     if situation.readonly and not situation.pace:
         launch.append(Content.styled("read-only", "$text-warning"))
     return Content.assemble(joined(launch), "   ", up)
+
+
+def attempt_name(attempt: AttemptModel) -> str:
+    pid = attempt.launch.attached_pid
+    return f"attempt {attempt.number}" if pid is None else f"attached to {pid}"
 
 
 def replay_mark(situation: Situation) -> Content:

@@ -48,7 +48,7 @@ def notices(situation: Situation) -> Iterator[tuple[str, str]]:
     for hold in situation.holds:
         yield "warning", f"Waits for {hold_sentence(hold)}"
     if attempt := situation.attempt:
-        yield from ending_notices(attempt, actions.may_send(situation) is None and not situation.holds)
+        yield from ending_notices(attempt, actions.may_change(situation) is None and not situation.holds)
         yield from probe_notices(situation, attempt)
         yield from (("info", answer.said) for answer in attempt.stall_answers if answer.ok)
         yield from lever_notices(attempt)

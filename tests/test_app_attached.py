@@ -1,0 +1,74 @@
+"""A run that somebody else started, on the screen: what changes something is off and says why, and how to take over."""
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from tests.ui_source import SIZES, Script, ScriptedSource, answer, running, serving, shows, until
+from vllm_probes.commands import StopWatching
+from vllm_tui.screens.dialog import Question
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script(command=["vllm", "serve", "a model", "--api-key", "***"])
+
+
+@pytest.fixture
+def source(script: Script, tmp_path: Path) -> ScriptedSource:
+    return serving(script, tmp_path, attached_pid=4242)
+
+
+@pytest.mark.parametrize("key", ["x", "e", "b", "c", "R", "0"])
+async def test_keys_that_change_something_say_why_they_do_not(source: ScriptedSource, tmp_path: Path, key: str) -> None:
+    async with running(source, tmp_path, size=(200, 50)) as (app, pilot):
+        await shows(app, pilot, "SERVING", "attached to 4242")
+        await pilot.press(key)
+        await shows(app, pilot, "Not started by")
+        (said,) = [one.message for one in app._notifications]  # as it is before it is wrapped
+        assert "stop it with `kill -INT 4242`" in said
+        assert source.sent == []
+        assert not isinstance(app.screen, Question)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_how_to_take_it_over(source: ScriptedSource, tmp_path: Path, size: tuple[int, int]) -> None:
+    async with running(source, tmp_path, size=size) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("D")
+        await shows(app, pilot, "Not started by this program", "kill -INT 4242")
+        await shows(app, pilot, "cd /srv && vllm-tui -- vllm serve", "*** stands for a secret")
+
+
+async def test_of_another_user(script: Script, tmp_path: Path) -> None:
+    source = serving(script, tmp_path, attached_pid=4242, attached_user="alice")
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("D")
+        await shows(app, pilot, "alice", "sudo kill -INT 4242")
+
+
+@pytest.mark.parametrize(("key", "sent"), [("l", []), ("s", [StopWatching()])])
+async def test_leaving_never_stops_it(
+    source: ScriptedSource, tmp_path: Path, key: str, sent: list[StopWatching]
+) -> None:
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "SERVING")
+        await pilot.press("q")
+        await shows(app, pilot, "Watch vLLM on?", "runs on in any case")
+        await answer(pilot, key)
+        await until(pilot, lambda: app.return_value is not None)
+    assert source.sent == sent
+    assert app.return_value is not None
+    assert app.return_value.leaving == "left_running"
+
+
+async def test_its_end(script: Script, source: ScriptedSource, tmp_path: Path) -> None:
+    ended = replace(script.command_ended(60, None), error="It is gone.")
+    source.play(ended, script.state("exited", 60, "It is gone."))
+    source.play(script.tree_ended(61))
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "EXITED", "It is gone.")
+        await pilot.press("R")
+        await shows(app, pilot, "Not started by", "has ended")

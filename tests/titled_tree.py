@@ -1,0 +1,61 @@
+"""Real process trees with vLLM's titles that only sleep, for what is found by titles and parents alone."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.conftest import Spawn, WaitFor
+
+NODE = """
+import json, os, subprocess, time
+code, children = os.environ["NODE_CODE"], json.loads(os.environ["NODE_CHILDREN"])
+for title, below in children:
+    env = os.environ | {"NODE_CHILDREN": json.dumps(below)}
+    subprocess.Popen([title, "-c", code], executable=os.environ["NODE_PYTHON"], env=env)
+time.sleep(600)
+"""
+WORKERS = [["VLLM::Worker_TP0", []], ["VLLM::Worker_TP1", []]]
+ENGINE = [["VLLM::EngineCore", WORKERS]]
+"""What stands below an API server with two ranks."""
+
+
+class TitledTree:
+    """A running tree."""
+
+    def __init__(self, root: psutil.Process) -> None:
+        self.root = root
+        self.pids = {process.cmdline()[0]: process.pid for process in root.children(recursive=True)}
+
+    def kill(self, title: str) -> None:
+        psutil.Process(self.pids[title]).kill()
+
+
+def node_environment(children: list[Any]) -> dict[str, str]:
+    """What NODE wants to have in its environment."""
+    return {"NODE_CODE": NODE, "NODE_CHILDREN": json.dumps(children), "NODE_PYTHON": sys.executable}
+
+
+def has_started(root: psutil.Process, children: list[Any]) -> bool:
+    below = root.children(recursive=True)
+    count = json.dumps(children).count('["')
+    return len(below) == count and all("::" in "".join(process.cmdline()[:1]) for process in below)
+
+
+def start_tree(
+    spawned: Spawn, wait_for: WaitFor, argv: list[str], children: list[Any] = ENGINE, **options: Any
+) -> TitledTree:
+    """Start `argv`, a Python program that runs NODE, and wait until all of its tree is there."""
+    env = os.environ | options.pop("env", {}) | node_environment(children)
+    root = psutil.Process(spawned(argv, env=env, **options).pid)
+    wait_for(lambda: has_started(root, children), 20, "the tree did not start")
+    return TitledTree(root)
+
+
+def server_argv(folder: Path, *flags: str) -> list[str]:
+    """The command line of a `vllm serve` that is NODE."""
+    (folder / "vllm").write_text(NODE)
+    return [sys.executable, str(folder / "vllm"), "serve", "org/model", *flags]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.real_vllm import RealVllm, provision
 from tests.terminal import Terminal
@@ -21,6 +22,9 @@ from tests.terminal import Terminal
 POLL_S = 0.02
 PROGRAM = [sys.executable, "-m", "vllm_tui"]
 Open = Callable[..., Terminal]
+
+settings.register_profile("patient", deadline=None)  # how long an example takes says more of the host than of the code
+settings.load_profile("patient")
 
 
 class Spawn(Protocol):

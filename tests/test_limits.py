@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.limit_story import (
@@ -338,7 +338,6 @@ def story_of(debug: list[DebugSetting], steps: list[tuple[float, Any]]) -> Story
     return story
 
 
-@settings(deadline=None)
 @given(debug_lists, steps)
 def test_whatever_comes_a_limit_is_told_once_and_never_soon_after_another(
     debug: list[DebugSetting], steps: list[tuple[float, Any]]
@@ -351,7 +350,6 @@ def test_whatever_comes_a_limit_is_told_once_and_never_soon_after_another(
         assert after.limit is None or after.mono - before.mono >= WINDOW_S
 
 
-@settings(deadline=None)
 @given(debug_lists, steps)
 def test_without_requests_nothing_limits(debug: list[DebugSetting], steps: list[tuple[float, Any]]) -> None:
     idle = [EngineSample(running=0.0, waiting=0.0, generation_tokens=5.0, ttft_sum_s=1.0, tpot_sum_s=1.0)]
@@ -365,7 +363,6 @@ def test_without_requests_nothing_limits(debug: list[DebugSetting], steps: list[
 loads = st.sampled_from([HEALTHY, QUEUE, TINY_CACHE, TOKENISING, SLEEPY, LAUNCHING, PREFILL, FULL_GPUS])
 
 
-@settings(deadline=None)
 @given(debug_lists, st.lists(st.tuples(loads, st.integers(1, 4), st.booleans()), max_size=12))
 def test_loads_in_any_order_never_flicker(debug: list[DebugSetting], course: list[tuple[Load, int, bool]]) -> None:
     story = Story(*debug)

@@ -78,7 +78,7 @@ def test_an_unfinished_line_is_visible_and_grows(index: LogIndex, log: Path) -> 
 LINES = st.lists(st.binary(max_size=60) | st.sampled_from([b"x" * 9000, b"", b"\r", ERROR.encode()]), max_size=40)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(chunks=st.lists(LINES, max_size=5), budget=st.integers(1, 20_000))
 def test_rows_are_the_lines_however_the_file_grew(
     tmp_path_factory: pytest.TempPathFactory, chunks: list[list[bytes]], budget: int
@@ -325,7 +325,7 @@ def test_what_a_user_asks_stays(index: LogIndex, log: Path) -> None:
     assert texts(index) == [line]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(ours=st.lists(st.booleans(), max_size=60), known_at=st.integers(0, 60))
 def test_rows_and_lines_agree_whatever_is_hidden(
     tmp_path_factory: pytest.TempPathFactory, ours: list[bool], known_at: int
@@ -370,7 +370,7 @@ def test_search_ignores_case_and_goes_both_ways(index: LogIndex, log: Path) -> N
     assert index.find("x", 99_999) == (None, None)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     lines=st.lists(st.text(alphabet="abB\t ", max_size=6), min_size=1, max_size=50),
     needle=st.text(alphabet="abAB ", min_size=1, max_size=2),
@@ -600,7 +600,7 @@ def punch(path: Path, start: int, length: int) -> None:
         file.write(bytes(length))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     count=st.integers(2, 400),
     bounds=st.tuples(st.floats(0.01, 0.9), st.floats(0.01, 0.9)),

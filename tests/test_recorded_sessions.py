@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_probes.events import Conclusion, Event, ModelRestored, Observation, Stamp
+from vllm_probes.events import Conclusion, Event, ModelRestored, Observation, Stamp, VerdictChanged
 from vllm_probes.judges.frames import load_frames
 from vllm_probes.judges.judging import Knowledge, Memory, judge
 from vllm_probes.judges.rules import load_rules
@@ -44,4 +44,27 @@ def test_a_model_survives_the_way_to_a_view(path: Path) -> None:
 
 
 def test_there_are_recordings() -> None:
-    assert {path.stem for path in RECORDINGS} >= {"demo", "real-two-ranks", "real-port-in-use"}
+    assert {path.stem for path in RECORDINGS} >= {
+        "demo",
+        "real-two-ranks",
+        "real-port-in-use",
+        "real-hang-lock",
+        "real-hang-exception",
+    }
+
+
+@pytest.mark.parametrize(("name", "doing"), [("real-hang-lock", "lock"), ("real-hang-exception", "idle")])
+def test_a_recorded_hang_is_found(name: str, doing: str) -> None:
+    verdicts = [
+        event for event in events_of(Path(__file__).with_name("sessions") / f"{name}.jsonl")
+        if isinstance(event, VerdictChanged)
+    ]  # fmt: skip
+    assert [one.health for one in verdicts][:2] == ["suspect", "stalled"]
+    assert [(one.process, one.doing) for one in verdicts[1].culprits] == [("Worker_TP1", doing)]
+
+
+def test_the_exception_that_a_rank_logged_is_evidence() -> None:
+    path = Path(__file__).with_name("sessions") / "real-hang-exception.jsonl"
+    verdict = next(event for event in events_of(path) if isinstance(event, VerdictChanged))
+    assert (verdict.evidence[0].signal, verdict.evidence[0].file) == ("exception of Worker_TP1", "attempt-1.log")
+    assert verdict.evidence[0].value == "RuntimeError: a rank that fails (line 145 of the log)"

@@ -203,7 +203,7 @@ def said(standing: Standing) -> str:
     """`all_reduce`, `waits for workers`, `waits for a lock`: what it does, in a few words."""
     match standing.classified.class_:
         case "collective" if standing.doing == "collective":
-            return standing.classified.operation or "in a collective"
+            return standing.classified.operation or "a collective"
         case "waiting_for_worker" if standing.doing != "stopped":
             return "waits for workers"
         case "startup_wait" if standing.doing != "stopped":
@@ -234,7 +234,8 @@ def said_together(standings: Sequence[Standing]) -> Iterator[tuple[str, str, Sta
     groups: dict[str, list[Standing]] = {}
     for one in standings:
         place = f": {one.frame}" if one.frame else ""
-        groups.setdefault(f"{_DOING_WORDS[one.doing]}{place}", []).append(one)
-    for said, members in groups.items():
+        does = f"is in {said(one)}" if one.doing == "collective" else said(one)
+        groups.setdefault(f"{does}{place}", []).append(one)
+    for words, members in groups.items():
         more = f" and {len(members) - 1} more" if len(members) > 1 else ""
-        yield f"{members[0].row.process}{more}", said, members[0]
+        yield f"{members[0].row.process}{more}", words, members[0]

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from vllm_probes.events import Event, StacksCaptured
+from vllm_probes.events import Event, LogRecorded, StacksCaptured
 from vllm_probes.judges.culprits import Hang, Standing, said_together
+from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Evidence, GpuRow
 
 IDLE_GPU_PERCENT, BUSY_GPU_PERCENT = 5.0, 95.0
@@ -30,6 +31,18 @@ def evidence(
     others = tuple(one for one in standings if one not in hang.culprits)
     for names, said, first in [*said_together(hang.culprits), *said_together(others)]:
         yield Evidence(signal=names, value=said, since=since, file=files.get(first.row.pid))
+
+
+def exception(event: LogRecorded, log: str) -> Evidence:
+    """What a process logged before it went idle, in the file `log`."""
+    line_number = event.exception_line_number or event.line_number
+    said = parse_line(event.line or event.message).message.strip()
+    return Evidence(
+        signal=f"exception of {event.process or event.pid}",
+        value=f"{said} (line {line_number} of the log)",
+        since=event.time,
+        file=log or None,
+    )
 
 
 def _gpu_picture(gpus: Mapping[int, GpuRow]) -> str:

@@ -24,7 +24,7 @@ from vllm_probes.events import (
 )
 from vllm_probes.gpus import GpuModel, residents
 from vllm_probes.judges.culprits import Hang, Standing, find_hang, summary
-from vllm_probes.judges.evidence import IDLE_GPU_PERCENT, evidence
+from vllm_probes.judges.evidence import IDLE_GPU_PERCENT, evidence, exception
 from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.looks import doings, looks_at
 from vllm_probes.judges.scene import (
@@ -37,7 +37,7 @@ from vllm_probes.judges.scene import (
     scene_of,
     stage_of,
 )
-from vllm_probes.rows import Culprit, GpuCard, GpuRow, ProcessDoing, ProcessRow
+from vllm_probes.rows import Culprit, Evidence, GpuCard, GpuRow, ProcessDoing, ProcessRow
 
 SERVER_MOVES = frozenset(("tokens", "compilers", "start", "work"))
 """What counts as progress of a server; whatever starts, moves anything."""
@@ -46,6 +46,8 @@ AGREEING_TO_SUSPECT, AGREEING_TO_TELL = 2, 3
 SUSPECT_S, STALLED_S = 5.0, 8.0
 START_SUSPECT_S, START_STALLED_S = 10.0, 60.0
 """Of quiet, and of looks that agree."""
+SEEN_LATE_S = 3.0
+"""Progress is seen by a look at counters, a second or more after it was made; a line of the log at once."""
 GAP_S = 45.0
 """Looks that are further apart do not follow each other: whoever looks was suspended, too."""
 FIRST_LOOK_S = 3.0
@@ -82,8 +84,9 @@ class Memory:
     is_counted: bool = False
     """Its requests and tokens can be seen."""
     before: Before = NOTHING_BEFORE
-    failed: frozenset[int] = frozenset()
-    """pids that have logged an exception since the last progress."""
+    log: str = ""
+    failed: Mapping[int, Evidence] = field(default_factory=dict)
+    """The latest exception that a process has logged since the last progress, by pid."""
     doing: Sequence[ProcessDoing] = ()
     """What each process did at the look before."""
     suspicion: Suspicion | None = None
@@ -128,7 +131,7 @@ def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, 
             rows = {**memory.gpus, **{row.index: row for row in event.rows}} if event.status == "ok" else {}
             return replace(memory, cards=cards, gpus=rows), []
         case LogRecorded() if event.pid is not None and event.exception_line_number is not None:
-            return replace(memory, failed=memory.failed | {event.pid}), []
+            return replace(memory, failed={**memory.failed, event.pid: exception(event, memory.log)}), []
         case ActivitySampled() if memory.is_open:
             return _activity_sampled(memory, event, state)
         case StacksCaptured():
@@ -141,7 +144,7 @@ def _attempt_started(memory: Memory, event: AttemptStarted) -> Memory:
     patience = max((setting.patience for setting in event.debug_settings), default=1.0)
     moved = {"start": event.mono}
     known = Memory(cards=memory.cards, gpus=memory.gpus, is_attached=event.attached_pid is not None)
-    return replace(known, moved=moved, patience=patience, is_open=True)
+    return replace(known, moved=moved, patience=patience, log=event.log, is_open=True)
 
 
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Memory:
@@ -160,7 +163,9 @@ def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | Non
     if _moved_mono(event.moved, stage) <= before_mono and (pending or memory.stalled):
         return memory, []  # whoever gives up waiting does not end a hang
     over = [DoingChanged(**_stamp(event))] if memory.doing else []
-    memory = replace(memory, suspicion=None, failed=frozenset(), before=NOTHING_BEFORE, doing=())
+    moved_time = event.time - (event.mono - _moved_mono(event.moved, stage))
+    failed = {pid: one for pid, one in memory.failed.items() if (one.since or 0.0) > moved_time - SEEN_LATE_S}
+    memory = replace(memory, suspicion=None, failed=failed, before=NOTHING_BEFORE, doing=())
     memory, verdicts = _tell(memory, event, None, (), "ok", stage)
     return memory, [*over, *verdicts]
 
@@ -272,13 +277,15 @@ def _tell(
     since = event.time - (event.mono - _moved_mono(memory.moved, stage))
     what = "no tokens" if stage == "serves" else "nothing moved"
     is_attached = memory.is_attached and "tokens" not in memory.moved
+    failures = [memory.failed[one.row.pid] for one in hang.culprits if one.row.pid in memory.failed]
+    reasons = evidence(event, hang, standings, what, since, memory.gpus, is_attached=is_attached)
     told = VerdictChanged(
         **stamp,
         health="stalled" if health == "stalled" else "suspect",
         kind=hang.kind,
         culprits=[one.culprit for one in hang.culprits],
         summary=summary(hang),
-        evidence=list(evidence(event, hang, standings, what, since, memory.gpus, is_attached=is_attached)),
+        evidence=[*failures, *reasons],
         since=since,
     )
     if told.health == "stalled":

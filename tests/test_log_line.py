@@ -143,6 +143,18 @@ LINES = [
     ),
     ("[rank5]:   File", ("prefixed", None, None, 5, None, None, None, "  File")),
     ("(EngineCore_DP0 pid=XXXXX) x", ("prefixed", "EngineCore_DP0", None, None, None, None, None, "x")),
+    (
+        "[0;36m(EngineCore_DP0 pid=9)[0;0m ValueError: no",
+        ("prefixed", "EngineCore_DP0", 9, None, None, None, None, "ValueError: no"),
+    ),
+    (
+        "[2026-05-05T06:16:47Z] RuntimeError: no",
+        ("plain", None, None, None, None, None, None, "RuntimeError: no"),
+    ),
+    (
+        "(RayWorkerWrapper pid=7, ip=10.0.0.2) Fatal Python error: Bus error",
+        ("prefixed", "RayWorkerWrapper", 7, None, None, None, None, "Fatal Python error: Bus error"),
+    ),
     ("vllm-1  | Killed", ("plain", None, None, None, None, None, None, "Killed")),
     ("x = f(pid=3) INFO", ("plain", None, None, None, None, None, None, "x = f(pid=3) INFO")),
     ("", ("plain", None, None, None, None, None, None, "")),

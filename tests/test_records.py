@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_probes.judges.records import MAX_LINES, STALE_LINES, Record, RecordAssembler
+from vllm_probes.judges.records import LATE_LINES, MAX_LINES, STALE_LINES, Record, RecordAssembler
 
 INFO = "(APIServer pid=1) INFO 11-21 08:52:59 [model.py:733] Resolved architecture: LlamaForCausalLM"
 FATAL = "(EngineCore pid=2) ERROR 11-21 09:01:55 [core.py:1512] "
@@ -146,6 +146,16 @@ def test_dumps_of_faulthandler_are_no_errors() -> None:
     assert [record.level for record in found] == [None, None, None]
 
 
+def test_an_excerpt_may_begin_with_a_line_of_source() -> None:
+    (record,) = records('    raise ValueError("no room")', "ValueError: no room")
+    assert [statement.number for statement in record.statements] == [2]
+
+
+def test_exceptions_that_python_ignores_are_no_errors() -> None:
+    (record,) = records("Exception ignored in: <function Pool.__del__ at 0x7f>", *FRAMES, "OSError: gone")
+    assert (record.level, record.is_traceback, exceptions(record)) == (None, False, [])
+
+
 def test_a_json_record_with_its_traceback() -> None:
     (record,) = records('{"levelname": "ERROR", "message": "failed", "exc_info": "' + FRAMES[0] + '\\nValueError: no"}')
     assert (record.level, exceptions(record)) == ("error", [(1, "ValueError: no")])
@@ -163,10 +173,18 @@ def test_records_are_bounded_and_the_exception_is_still_found() -> None:
 def test_a_traceback_that_never_ends_is_given_up() -> None:
     assembler = RecordAssembler()
     assembler.feed(1, FRAMES[0])
-    assert assembler.in_traceback
+    assert assembler.awaits(STALE_LINES)
     for number in range(2, STALE_LINES + 4):
         assembler.feed(number, INFO)
-    assert not assembler.in_traceback
+    assert not assembler.awaits(STALE_LINES + 4)
+
+
+def test_a_traceback_with_its_exception_waits_for_a_few_lines_only() -> None:
+    assembler = RecordAssembler()
+    assembler.feed(1, FRAMES[0])
+    assembler.feed(2, "ValueError: no")
+    assert assembler.awaits(2 + LATE_LINES)
+    assert not assembler.awaits(3 + LATE_LINES)
 
 
 def test_what_looks_complete_is_settled() -> None:

@@ -231,6 +231,29 @@ def test_code_0_after_a_lost_worker_is_a_crash() -> None:
     assert exited.findings[0].rule == "worker-died"
 
 
+@pytest.mark.parametrize(("counts", "wanted"), [((3, 3), "worker_proc_died"), ((3, 4), "host_oom_killed")])
+def test_a_killed_worker_was_killed_for_memory_where_the_kernel_counted_that(
+    counts: tuple[int, int], wanted: str
+) -> None:
+    story = ready()
+    for count in counts:
+        story.add(HostSampled, oom_kill_count=count)
+    story.log("worker-killed", level="error", message="Worker proc VllmWorker-1 died unexpectedly (exit code: -9)").end(
+        1
+    )
+    exited = story.told()[-1]
+    assert isinstance(exited, Exited)
+    assert [(finding.class_, finding.role) for finding in exited.findings] == [(wanted, "cause")]
+
+
+def test_findings_have_the_numbers_that_the_run_told_before() -> None:
+    story = ready().log("dist_init", fields={"init_method": "tcp://10.0.0.1:1"})
+    story.log("gloo-connect", level="error", message="Gloo connectFullMesh failed").end(1)
+    exited = story.told()[-1]
+    assert isinstance(exited, Exited)
+    assert exited.findings[0].fix.startswith("The ranks were told to meet at tcp://10.0.0.1:1")
+
+
 def test_an_orderly_end_from_outside_is_exited() -> None:
     story = ready().processes("EngineCore", "Worker_TP0").log("shutdown").processes(gone=(10, 11)).end(0)
     assert story.states()[-2:] == ["stopping", "exited"]

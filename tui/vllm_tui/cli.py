@@ -1,8 +1,6 @@
 """The command line: standard output is data, standard error is diagnostics."""
 
 import io
-import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,7 +12,8 @@ import click
 
 from vllm_probes import __version__
 from vllm_tui.launching import launch
-from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError
+from vllm_tui.refusals import INTERRUPTED, KEEPER_LOST, USAGE, CliError, no_command
+from vllm_tui.telling import diagnose, doctor
 
 if TYPE_CHECKING:
     from vllm_probes.keeper.folder import SessionFolder
@@ -66,9 +65,14 @@ def cli() -> None:
     vllm-tui snapshot PID               see what every process of a running vLLM does
     vllm-tui demo                       see a hang, without vLLM and without a GPU
     vllm-tui doctor                     see what will not work on this host, and why
+    vllm-tui diagnose LOG               see from a log why a vLLM ended
 
     What stands behind -- is launched as it is. It goes on when the terminal goes away.
     """
+
+
+cli.add_command(doctor)
+cli.add_command(diagnose)
 
 
 _ON_STALL = click.option(
@@ -135,7 +139,7 @@ def attach(
 ) -> None:
     """Come back to a session, by name or a beginning of it (ended ones open as they ended), or watch a vLLM that was
     not started here, by any of its pids."""
-    _no_command(command)
+    no_command(command)
     if not headless:
         _need_terminal()
     from vllm_tui import choosing
@@ -151,7 +155,7 @@ def attach(
 @click.pass_obj
 def ls(command: list[str] | None, *, as_json: bool) -> None:
     """List the sessions of this user, and every other vLLM on this host."""
-    _no_command(command)
+    no_command(command)
     from vllm_tui import listing
 
     click.echo(listing.as_json() if as_json else listing.as_text())
@@ -169,7 +173,7 @@ def snapshot(
     command: list[str] | None, run: str | None, *, port: int | None, as_json: bool, seconds: float | None
 ) -> None:
     """Look once at a running vLLM, whoever started it: stacks of every process, merged, and who would be at fault."""
-    _no_command(command)
+    no_command(command)
     from vllm_tui import choosing, snapshot
 
     with _told():
@@ -180,31 +184,13 @@ def snapshot(
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-@click.pass_obj
-def doctor(command: list[str] | None, *, as_json: bool) -> None:
-    """Tell what will and will not work on this host, and how to fix it; exit code 1 if something will not."""
-    _no_command(command)
-    from vllm_probes.doctor import examine
-    from vllm_tui import doctor
-
-    checks = examine()
-    if as_json:
-        click.echo(doctor.as_json(checks))
-    else:
-        for line, colour in doctor.as_lines(checks, shutil.get_terminal_size().columns):
-            click.echo(line if colour is None or os.environ.get("NO_COLOR") else click.style(line, fg=colour))
-    sys.exit(0 if doctor.works(checks) else 1)
-
-
-@cli.command()
 @click.argument("session", required=False)
 @click.option("--port", type=PORT, help="A server of this host, by its port, whoever started it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def probe(command: list[str] | None, session: str | None, *, port: int | None, as_json: bool) -> None:
     """Ask a server for one token, beside /health and /metrics; exit code 0 if it came within 10 s, else 1."""
-    _no_command(command)
+    no_command(command)
     if session is not None and port is not None:
         raise CliError("Name a session or a port, not both.", USAGE)
     import asyncio
@@ -237,7 +223,7 @@ def _probed(session: str | None) -> "SessionFolder":
 @click.pass_obj
 def replay(command: list[str] | None, session: str) -> None:
     """Play the recording of a session again."""
-    _no_command(command)
+    no_command(command)
     _need_terminal()
     folder = _find(session)
     if not folder.events.exists():
@@ -254,7 +240,7 @@ def replay(command: list[str] | None, session: str) -> None:
 @click.pass_obj
 def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]) -> None:
     """Watch a self-contained incident: real processes that serve, and then hang in one worker."""
-    _no_command(command)
+    no_command(command)
     if not headless:
         _need_terminal()
     from vllm_probes.demo import demo_command, gpu_command
@@ -262,11 +248,6 @@ def demo(command: list[str] | None, *, headless: bool, on_stall: tuple[str, ...]
     command = demo_command()
     folder = launch(command, None, [], bare=False, on_stall=on_stall, gpus=gpu_command(command))
     _watch(folder, headless=headless, readonly=False, with_code=True)
-
-
-def _no_command(command: list[str] | None) -> None:
-    if command is not None:
-        raise CliError("Only `run` launches what stands behind --.", USAGE)
 
 
 def _need_terminal() -> None:

@@ -28,8 +28,8 @@ def summary(model: SessionModel, folder: Path) -> str:
     """State, cause with its line, session, log, and how to come back; plain text."""
     attempt = model.attempt
     lines = [_state_line(attempt)]
-    if attempt and attempt.exited and attempt.exited.findings:
-        cause = attempt.exited.findings[0]
+    findings = attempt.exited.findings if attempt and attempt.exited else []
+    if cause := next((finding for finding in findings if finding.severity in ("error", "fatal")), None):
         lines.append(f"cause:    {cause.line}  ({cause.file}:{cause.line_number})")
     lines.append(f"session:  {model.name or folder.name}")
     if attempt:

@@ -1,13 +1,12 @@
 """`vllm-tui doctor`: what will and will not work on this host, for people and for programs."""
 
 import json
-import textwrap
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from vllm_probes.doctor.check import Check, Outcome
-from vllm_tui.format import plural, printable
+from vllm_tui.format import plural, printable, wrapped
 
 LOOKS: dict[Outcome, tuple[str, str]] = {
     "problem": ("✖", "red"),
@@ -38,7 +37,7 @@ def as_lines(checks: Sequence[Check], width: int) -> Iterator[tuple[str, str | N
         for check in fitting:
             yield from _one_line(check, width) if outcome == "ok" else _block(check, symbol, colour, width)
     yield "", None
-    yield from ((line, None) for line in _wrapped(_sum(checks), width, ""))
+    yield from ((line, None) for line in wrapped(_sum(checks), width, ""))
 
 
 def _one_line(check: Check, width: int) -> Iterator[tuple[str, str | None]]:
@@ -50,7 +49,7 @@ def _one_line(check: Check, width: int) -> Iterator[tuple[str, str | None]]:
 def _block(check: Check, symbol: str, colour: str, width: int) -> Iterator[tuple[str, str | None]]:
     yield f"{symbol} {check.outcome.upper():{LONGEST}}  {check.title}", colour
     for text in (check.what, check.means):
-        yield from ((line, None) for line in _wrapped(printable(text), width, INDENT))
+        yield from ((line, None) for line in wrapped(printable(text), width, INDENT))
     yield from ((line, None) for line in _fix(printable(check.fix), width))
     yield "", None
 
@@ -58,13 +57,7 @@ def _block(check: Check, symbol: str, colour: str, width: int) -> Iterator[tuple
 def _fix(fix: str, width: int) -> list[str]:
     """A sentence is wrapped; a command stays in one piece, to be copied."""
     arrow = INDENT + "→ "
-    return _wrapped(fix, width, arrow) if "`" in fix else [arrow + fix]
-
-
-def _wrapped(text: str, width: int, begin: str) -> list[str]:
-    wrapper = textwrap.TextWrapper(width, initial_indent=begin, subsequent_indent=" " * len(begin))
-    wrapper.break_long_words = wrapper.break_on_hyphens = False
-    return wrapper.wrap(text)
+    return wrapped(fix, width, arrow) if "`" in fix else [arrow + fix]
 
 
 def _sum(checks: Sequence[Check]) -> str:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import signal as signals
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from pathlib import PurePosixPath
@@ -144,6 +145,13 @@ def ending(code: int | None, signal: int | None) -> str:
 def json_text(value: object) -> str:
     """Structs and plain data as JSON for programs; bytes of names and paths that are no UTF-8 become `?`."""
     return json.dumps(msgspec.to_builtins(value), ensure_ascii=False).encode(errors="replace").decode()
+
+
+def wrapped(text: str, width: int, begin: str) -> list[str]:
+    """Lines of at most `width` columns; words, and so commands without blanks, stay whole."""
+    wrapper = textwrap.TextWrapper(width, initial_indent=begin, subsequent_indent=" " * len(begin))
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return wrapper.wrap(text)
 
 
 def table(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -16,3 +16,9 @@ class CliError(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         click.echo(f"vllm-tui: {self.message}", err=True, file=file)
+
+
+def no_command(command: list[str] | None) -> None:
+    """Refuse a command behind -- where nothing is launched."""
+    if command is not None:
+        raise CliError("Only `run` launches what stands behind --.", USAGE)

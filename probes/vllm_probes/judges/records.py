@@ -17,14 +17,21 @@ MAX_LINES = 2000
 MAX_CHARACTERS = 256 << 10
 STALE_LINES = 500
 """A traceback that got nothing for so many lines of others is over."""
+LATE_LINES = 8
+"""Of a traceback that has its exception the next line comes at once, or within so many lines of others."""
 SPAN_LINES = 40
 """How many lines after an exception's first may belong to its message, where no prefix tells."""
 
 _BARE: tuple[Shape, ...] = ("plain", "prefixed")
+_CARETS = re.compile(r"\s*[~^]+\s*$")
 _CHAIN = re.compile(r"During handling of the above exception, another|The above exception was the direct cause")
 # faulthandler writes `line 3 in f`, without the comma: its dumps are no errors.
 _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
+_RAISING = re.compile(r"\s+raise \w")
+"""A line of source with which an excerpt may begin: its words are those of the exception that follows."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
+_IGNORED = "Exception ignored in"
+"""What Python writes before the traceback of an exception that nobody could catch: the run goes on."""
 _NEXT_WRITER = re.compile(r"Process \S+:$")
 _NAMED = (
     r"(?:\w+\.)*_?[A-Z]\w*"
@@ -35,7 +42,10 @@ _EXCEPTION_AFTER_FRAMES = re.compile(rf"{_NAMED}|(?:[A-Za-z_]\w*\.)+\w+(?::|$)|[
 
 
 class Statement(msgspec.Struct, kw_only=True):
-    """A line of a record that says something: not a frame of a traceback, not a line of source."""
+    """A line of a record that says something: not a frame of a traceback, not a line of source.
+
+    Of an assertion without words the line of source is the one that says something: `number` and `line` are its.
+    """
 
     number: int
     """Counts newlines from 1."""
@@ -44,6 +54,12 @@ class Statement(msgspec.Struct, kw_only=True):
     text: str
     """Without prefix; of an exception with the lines that its message goes on over."""
     is_exception: bool = False
+    more: list[tuple[int, str]] = []
+    """Number and whole line of each further line of `text`."""
+
+    def at(self, offset: int) -> tuple[int, str]:
+        """Number and whole line of what stands at `offset` of `text`."""
+        return [(self.number, self.line), *self.more][self.text.count("\n", 0, offset)]
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,6 +83,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(self.lines)
 
     @property
+    def frames(self) -> str:
+        """The lines of a traceback, its frames with their source among them."""
+        return self.message if self.is_traceback else ""
+
+    @property
     def exception(self) -> Statement | None:
         """The one that got out: the last of a chain. What it followed from stands before it in `statements`."""
         return next((statement for statement in reversed(self.statements) if statement.is_exception), None)
@@ -78,10 +99,9 @@ class RecordAssembler:
     def __init__(self) -> None:
         self._drafts: dict[object, _Draft] = {}
 
-    @property
-    def in_traceback(self) -> bool:
-        """A traceback is open: the next lines matter whatever they say."""
-        return any(draft.is_traceback for draft in self._drafts.values())
+    def awaits(self, number: int) -> bool:
+        """A traceback is open that line `number` may go on with: it matters whatever it says."""
+        return any(draft.awaits(number) for draft in self._drafts.values())
 
     def feed(self, number: int, text: str) -> list[Record]:
         """Take one cleaned line; give the records that it ends, and its own where nothing can follow."""
@@ -127,6 +147,8 @@ class _Draft:
         self._first = self._last = number
         self._lines: list[str] = []
         self._statements: list[Statement] = []
+        self._is_ignored = False
+        self._source: tuple[int, str, str] | None = None
         self._room = MAX_CHARACTERS
         self._span = 0
         self._state: Literal["text", "frames", "exception", "gap"] = "text"
@@ -146,7 +168,7 @@ class _Draft:
             head=self._head,
             lines=self._lines,
             statements=self._statements,
-            is_traceback=self.is_traceback,
+            is_traceback=self.is_traceback and not self._is_ignored,
         )
 
     def takes(self, line: ParsedLine) -> bool:
@@ -164,9 +186,12 @@ class _Draft:
             return text[0].isspace()  # of an exception group
         return self._span < SPAN_LINES and not _NEXT_WRITER.match(text)
 
+    def awaits(self, number: int) -> bool:
+        return self.is_traceback and number - self._last <= (STALE_LINES if self._state == "frames" else LATE_LINES)
+
     def is_over(self, number: int) -> bool:
         """Whether a line of another writer ends it: a traceback only when many of them came."""
-        return not self.is_traceback or number - self._last > STALE_LINES
+        return not self.awaits(number)
 
     def gives_way(self, number: int) -> bool:
         """Whether a line of its own writer that it does not take ends it: between frames it is noise."""
@@ -181,38 +206,47 @@ class _Draft:
             self._follow(number, text, _GROUP_BAR.sub("", part))
 
     def _follow(self, number: int, line: str, text: str) -> None:
-        if text.endswith(TRACEBACK) or _FRAME.match(text):
-            if not _FRAME.match(text) and text != TRACEBACK:
+        if text.endswith(TRACEBACK) or _FRAME.match(text) or (self._state == "text" and _RAISING.match(text)):
+            if text.endswith(TRACEBACK) and text != TRACEBACK:
                 self._state_that(number, line, text)
             self.is_traceback, self._state = True, "frames"
+        elif text.startswith(_IGNORED):
+            self.is_traceback, self._state, self._is_ignored = True, "frames", True
+            self._state_that(number, line, text)
         elif _CHAIN.match(text):
             self._state = "frames"
         elif self._state == "frames":
             if _EXCEPTION_AFTER_FRAMES.match(text):
                 self._raise(number, line, text)
+            elif not _CARETS.match(text):
+                self._source = number, line, text.strip()
         elif self._state == "text":
             if _EXCEPTION_ALONE.match(text):
                 self._raise(number, line, text)
             else:
                 self._state_that(number, line, text)
         else:
-            self._go_on(text)
+            self._go_on(number, line, text)
 
     def _raise(self, number: int, line: str, text: str) -> None:
         self.is_traceback, self._state, self._span = True, "exception", 0
+        if text == "AssertionError" and self._source and self._source[2].startswith("assert "):
+            number, line, text = self._source[0], self._source[1], f"{text}: {self._source[2]}"
         self._state_that(number, line, text, is_exception=True)
 
     def _state_that(self, number: int, line: str, text: str, is_exception: bool = False) -> None:
+        is_exception = is_exception and not self._is_ignored
         if self._room > 0 or is_exception:
             self._statements.append(Statement(number=number, line=line, text=text, is_exception=is_exception))
 
-    def _go_on(self, text: str) -> None:
+    def _go_on(self, number: int, line: str, text: str) -> None:
         """A line after an exception's first: part of its message, until a blank line where no prefix tells."""
         self._span += 1
         if not text.strip() and self._head.shape in _BARE:
             self._state = "gap"
         elif self._span <= SPAN_LINES:
             self._statements[-1].text += "\n" + text
+            self._statements[-1].more.append((number, line))
 
 
 def _is_traceback_part(text: str) -> bool:

@@ -6,7 +6,7 @@ same lines.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vllm_probes.events import (
     ENDED_STATES,
@@ -32,7 +32,7 @@ from vllm_probes.events import (
 from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.rules import Rule
 from vllm_probes.judges.titles import is_vllm_name
-from vllm_probes.judges.triage import MAX_RECORDS, find_causes
+from vllm_probes.judges.triage import MAX_RECORDS, clue_of, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
 
 PHASES: dict[str, State] = {
@@ -97,6 +97,10 @@ class Memory:
     death_rule: str | None = None
     """The log rule that spoke of a death."""
     alarms: tuple[LogRecorded, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the run said of itself, by the names of the rules' fields."""
+    oom_kills: tuple[int, int] | None = None
+    """What the cgroup's counter of kills for memory said first, and last."""
     ended: CommandEnded | None = None
     log: str = ""
 
@@ -169,9 +173,11 @@ def _recognise(memory: Memory, event: Event) -> Result:
 
 
 def _log_recorded(rules: Mapping[str, Rule], memory: Memory, event: LogRecorded) -> Result:
-    if event.level in ALARMING_LEVELS or event.exception_line_number is not None:
-        memory = replace(memory, alarms=(*memory.alarms, event)[:MAX_RECORDS])
     rule = rules.get(event.rule or "")
+    if rule.explains if rule else event.level in ALARMING_LEVELS or event.exception_line_number is not None:
+        memory = replace(memory, alarms=(*memory.alarms, event)[:MAX_RECORDS])
+    if event.fields:
+        memory = replace(memory, facts={**memory.facts, **event.fields})
     if rule is None:
         return memory, []
     if rule.class_ in DEATH_CLASSES:
@@ -274,6 +280,8 @@ def _endpoint_sampled(memory: Memory, event: EndpointSampled) -> Result:
 
 def _host_sampled(memory: Memory, event: HostSampled) -> Result:
     """vLLM says nothing while it downloads (0.32, weight_utils.py: the hub's bars are off): its growing files do."""
+    if (count := event.oom_kill_count) is not None:
+        memory = replace(memory, oom_kills=(memory.oom_kills[0] if memory.oom_kills else count, count))
     grows = bool(event.download_bytes_per_s)
     if grows and memory.state in ("starting", "loading") and memory.phase != "weights":
         memory = replace(memory, state="downloading", downloads=True)
@@ -293,8 +301,10 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: Ver
         return memory, []
     state, reason = _end_state(memory, ended)
     memory, conclusions = _move(memory, event, state, reason)
+    clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
+    first, last = memory.oom_kills or (0, 0)
     findings = [hang_finding(hang, memory.log)] if hang else []
-    findings += find_causes(rules, memory.alarms, memory.log) if state == "crashed" else []
+    findings += find_causes(clues, memory.facts, memory.log, oom_kill_count=last - first)
     exited = Exited(**_stamp(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

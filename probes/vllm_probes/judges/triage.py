@@ -1,46 +1,166 @@
-"""Which log records explain an end: the first cause over all processes, then what followed from it."""
+"""Which lines of a log explain an end: the first cause over all processes, then what followed from it."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import msgspec
+
 from vllm_probes.events import LogRecorded
+from vllm_probes.judges import ranksets
 from vllm_probes.judges.rules import Rule
 from vllm_probes.rows import Finding
 
-MAX_RECORDS = 40
+MAX_RECORDS = 200
 """The first alarms of an attempt decide; a flood that follows adds nothing."""
-MAX_FINDINGS = 5
+MAX_FINDINGS = 8
+KILLED_RULE = "worker-killed"
+SIGNALS = {
+    4: "SIGILL: code for another processor",
+    6: "SIGABRT: it aborted itself (NCCL's watchdog, an exception in C++, a GPU core dump)",
+    7: "SIGBUS: mostly a full /dev/shm",
+    9: "SIGKILL: mostly the kernel, for memory (`dmesg | grep -i oom`)",
+    11: "SIGSEGV: native code crashed",
+    15: "SIGTERM: it was told to end",
+}
+"""What an exit code below zero stands for (signal(7))."""
+UNKNOWN_WHY = "An error that no rule knows."
+UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
+NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
+NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
+
+_EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
+_FIELD = re.compile(r"\{(\w+)\}")
+_NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
+_TIERS = {"cause": 0, "symptom": 1, "consequence": 2, "notice": 3}
+Tier = Literal["cause", "symptom", "consequence", "notice"]
 
 
-def find_causes(rules: Mapping[str, Rule], records: Sequence[LogRecorded], log: str) -> list[Finding]:
-    """At most five findings, causes before consequences, each group in the order of the log.
+@dataclass(frozen=True, slots=True)
+class Clue:
+    """A line that may explain something. `rule` None: an error that no rule knows."""
 
-    `records` are those of level error or worse and tracebacks; `log` names the file they come from.
+    line_number: int
+    line: str
+    rule: Rule | None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    writer: str | None = None
+    """The process that wrote it, by its log name."""
+    went_on: bool = False
+    """The run did its work after it."""
+
+    @property
+    def tier(self) -> Tier:
+        """An error that no rule knows may well be the cause, or follow from one."""
+        if self.severity in ("info", "warning"):
+            return "notice"
+        if self.rule is None:
+            return "symptom"
+        return "cause" if self.rule.role == "cause" else "symptom" if self.rule.role == "symptom" else "consequence"
+
+    @property
+    def severity(self) -> Literal["info", "warning", "error", "fatal"]:
+        if self.rule is None:
+            return "warning" if self.went_on else "error"
+        return self.rule.severity
+
+
+def clue_of(rules: Mapping[str, Rule], record: LogRecorded) -> Clue:
+    """What the keeper recorded, as a clue."""
+    number = record.exception_line_number or record.line_number
+    return Clue(number, record.line or record.message, rules.get(record.rule or ""), record.fields, record.process)
+
+
+def find_causes(
+    clues: Iterable[Clue],
+    facts: Mapping[str, str],
+    log: str,
+    *,
+    begin_is_missing: bool = False,
+    oom_kill_count: int = 0,
+) -> list[Finding]:
+    """At most eight findings: the root cause, other causes, what followed, then notices, each group as in the log.
+
+    Args:
+        clues: in any order; a record is told when it is complete.
+        facts: what the run said of itself, by the names of the rules' fields.
+        log: names the file.
+        begin_is_missing: the log does not begin where the run began.
+        oom_kill_count: how many processes the kernel has killed for memory in the run's cgroup meanwhile.
     """
-    findings = {
-        (finding.line_number, finding.rule): finding
-        for record in records
-        if (finding := _finding(rules.get(record.rule or ""), record, log)).role != "noise"
-    }
-    order = sorted(findings.values(), key=lambda finding: (finding.role == "consequence", finding.line_number))
-    return order[:MAX_FINDINGS]
+    if oom_kill_count:
+        clues = [_killed_for_memory(clue, oom_kill_count) for clue in clues]
+    told = [clue for clue in clues if (clue.rule is None or clue.rule.explains) and _is_worth_telling(clue, facts)]
+    merged = _merge(sorted(told, key=lambda clue: clue.line_number))
+    order = sorted(merged, key=lambda one: (_TIERS[one[0].tier], one[0].line_number))
+    findings = [_finding(clue, writers, facts, log) for clue, writers in order]
+    if findings and order[0][0].tier in ("cause", "symptom"):
+        findings[0] = _with(findings[0], role="cause")
+    elif findings and findings[0].role == "consequence":
+        findings[0] = _with(findings[0], why=f"{NOT_IN_LOG if begin_is_missing else NO_CAUSE} {findings[0].why}")
+    return findings[:MAX_FINDINGS]
 
 
-def _finding(rule: Rule | None, record: LogRecorded, log: str) -> Finding:
-    known = rule if rule and rule.role in ("cause", "consequence", "noise") else None
+def _killed_for_memory(clue: Clue, count: int) -> Clue:
+    """A worker that signal 9 ended while the kernel killed for memory."""
+    if clue.rule is None or clue.rule.id != KILLED_RULE:
+        return clue
+    why = f"The kernel killed for memory while this run lasted ({count} of its cgroup), and a worker was killed."
+    return replace(clue, rule=msgspec.structs.replace(clue.rule, class_="host_oom_killed", role="cause", why=why))
+
+
+def _is_worth_telling(clue: Clue, facts: Mapping[str, str]) -> bool:
+    rule = clue.rule
+    return not (rule and rule.severity == "info" and rule.advice) or advice(rule, {**facts, **clue.fields}) is not None
+
+
+def _merge(clues: Sequence[Clue]) -> list[tuple[Clue, list[str]]]:
+    """What several processes or lines say alike, once, with those who said it."""
+    first: dict[object, tuple[Clue, list[str]]] = {}
+    for clue in clues:
+        known, writers = first.setdefault(_key(clue), (clue, []))
+        if clue.writer and clue.writer not in writers:
+            writers.append(clue.writer)
+        if known.went_on and not clue.went_on:
+            first[_key(clue)] = replace(known, went_on=False), writers
+    return list(first.values())
+
+
+def _key(clue: Clue) -> object:
+    return clue.rule.id if clue.rule else _NUMBERS.sub("#", clue.line.rpartition("] ")[2])
+
+
+def _finding(clue: Clue, writers: Sequence[str], facts: Mapping[str, str], log: str) -> Finding:
+    rule = clue.rule
+    told = advice(rule, {**facts, **clue.fields}) if rule else None
+    why = " ".join([rule.why if rule else UNKNOWN_WHY, *_signals(clue.fields)])
     return Finding(
-        rule=known.id if known else None,
-        class_=known.class_ if known else "other",
-        role=_role(known),
-        severity=known.severity if known else "error",
+        rule=rule.id if rule else None,
+        class_=rule.class_ if rule else "other",
+        role="cause" if clue.tier in ("cause", "notice") else "consequence",
+        severity=clue.severity,
         file=log,
-        line_number=record.exception_line_number or record.line_number,
-        line=record.line or record.message,
-        why=known.why if known else "The first error in the log.",
-        fix=known.fix if known else "Read the lines around it.",
+        line_number=clue.line_number,
+        line=clue.line,
+        why=f"{why} {ranksets.render(writers)} said so." if len(writers) > 1 else why,
+        fix=" ".join(filter(None, (told, rule.fix if rule else UNKNOWN_FIX))),
     )
 
 
-def _role(rule: Rule | None) -> Literal["cause", "consequence", "noise"]:
-    """A record that no rule knows may well be the cause."""
-    return rule.role if rule and rule.role != "phase" else "cause"
+def _signals(fields: Mapping[str, str]) -> Iterable[str]:
+    """The exit codes that a line names, in words."""
+    for number in dict.fromkeys(_EXIT_SIGNAL.findall(f"{fields.get('procs')} {fields.get('code')}")):
+        if meaning := SIGNALS.get(int(number)):
+            yield f"-{number} is {meaning}."
+
+
+def advice(rule: Rule, fields: Mapping[str, str]) -> str | None:
+    """The rule's advice with the numbers of this run; None where it has none or one is not known."""
+    if not rule.advice or not all(name in fields for name in _FIELD.findall(rule.advice)):
+        return None
+    return _FIELD.sub(lambda found: fields[found[1]], rule.advice)
+
+
+def _with(finding: Finding, **changes: str) -> Finding:
+    return Finding(**{name: getattr(finding, name) for name in Finding.__struct_fields__} | changes)

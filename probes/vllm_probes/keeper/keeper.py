@@ -12,11 +12,11 @@ from vllm_probes import __version__, commands
 from vllm_probes.events import SCHEMA, CommandAnswered, KeeperStarted, ModelRestored, SessionStarted
 from vllm_probes.judges.frames import load_frames
 from vllm_probes.judges.judging import Knowledge
-from vllm_probes.judges.rules import load_rules
 from vllm_probes.keeper.control import ControlServer
 from vllm_probes.keeper.course import Course
 from vllm_probes.keeper.folder import Attached, SessionFolder
 from vllm_probes.keeper.on_stall import OnStall
+from vllm_probes.keeper.rulebook import load_rulebook
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.surroundings import Surroundings
 from vllm_probes.launch.levers import blocked, load_levers
@@ -35,7 +35,7 @@ class Keeper:
     def __init__(self, folder: SessionFolder, pid: int) -> None:
         self._folder, self._pid = folder, pid
         self._server = ControlServer(folder.socket, folder.events, self)
-        rules = load_rules()
+        rules, self._rule_faults = load_rulebook()
         self._stream = Stream(
             folder, Knowledge(rules.by_id, load_frames(machine=os.uname().machine)), self._server.broadcast
         )
@@ -87,6 +87,8 @@ class Keeper:
                     boot_id=meta.boot_id,
                 )
             )
+        for fault in self._rule_faults:
+            self._stream.trouble(f"A rule of yours is left out: {fault}", "Mend it; the other rules work.")
         replaced = self._course.tree_runs
         self._stream.publish(KeeperStarted(**self._stream.stamp(), pid=self._pid, replaced=replaced))
 

@@ -91,14 +91,15 @@ class ParsedLine(msgspec.Struct, frozen=True, kw_only=True):
         return (self.pid, self.process, self.level, self.stamp, self.file, self.line)
 
 
-# What container runtimes, journald, `grep -n` and a pasted quotation put in front of a line.
+# What container runtimes, journald, `grep -n` and a pasted quotation put in front of a line; a colour code that lost
+# its escape character on the way.
 COLLECTOR = re.compile(
     r"(?:\s*>\s|\d+:(?=[A-Z]|\d{4}-)|\[?[\w.-]+\]?\s+\|\s"
-    r"|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.,]*(?:Z|[+-]\d\d:?\d\d)?\s(?:\|\s)?(?:std(?:out|err) [FP] )?"
-    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [^\s:]+: )"
+    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?\s(?:\|\s)?(?:std(?:out|err) [FP] )?"
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [^\s:]+: |\[\d[\d;]*m)"
 )
 _PREFIX = re.compile(
-    r"\s*(?:\((?P<process>[A-Za-z][^()=]*?)(?: rank=(?P<rank>\d+))? pid=(?P<pid>\w+)(?:, ip=[^()]+)?\) ?"
+    r"\s*(?:\((?P<process>[A-Za-z][^()=]*?)(?: rank=(?P<rank>\d+))? pid=(?P<pid>\w+)(?:, ip=[^()]+)?\)(?:\[[\d;]*m)? ?"
     r"|\[rank(?P<torch_rank>\d+)\]: ?)"
 )
 _VLLM = re.compile(

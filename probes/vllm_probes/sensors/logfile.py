@@ -5,20 +5,18 @@ taken apart. A sample is bounded however much a child writes at once.
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm_probes.events import Event, LogRecorded, LogSampled, Stamp
-from vllm_probes.log.index import Block, LogIndex
+from vllm_probes.judges.matching import Match, RecordStream, telling_lines
+from vllm_probes.log.index import LogIndex
 from vllm_probes.log.line import LEVEL_RANKS, clean, parse_line
-from vllm_probes.log.marks import alarming_positions, positions_of
 from vllm_probes.rows import ALARMING_LEVELS, Level
 
 if TYPE_CHECKING:
-    from vllm_probes.judges.rules import Match, RuleSet
+    from vllm_probes.judges.rules import RuleSet
 
 MESSAGE_CHARACTERS = 500
 LINE_CHARACTERS = 4000
@@ -48,14 +46,13 @@ class LogSensor:
         self.process_names: dict[int, str] = {}
         """pid -> the name that it logged under last: `APIServer`, `Worker_TP0`."""
         self._rules = rules
-        self._literals = [text.encode() for text in rules.literals]
         self._redact = redact
         self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._generation = self.index.generation
         self._next_line = self._heartbeats = 0
-        self._stream = self._rules.stream()
+        self._stream = RecordStream(self._rules)
         self._repeats = _Repeats()
         self._bar: tuple[str, dict[str, str]] | None = None
 
@@ -107,30 +104,24 @@ class LogSensor:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    def _read_new(self) -> Iterator["Match"]:
+    def _read_new(self) -> Iterator[Match]:
         while self._next_line < self.index.finished_lines:
             block = self.index.block(self.index.block_of(self._next_line))
             end = min(self.index.finished_lines, block.first_line + len(block.raws))
-            data = b"\n" + b"\n".join(block.raws)
-            self._heartbeats += len(_HEARTBEAT.findall(b"\n".join(block.raws[self._next_line - block.first_line :])))
+            data = b"\n".join(block.raws[self._next_line - block.first_line :])
+            self._heartbeats += len(_HEARTBEAT.findall(data))
             self.process_names.update((int(pid), name.decode()) for name, pid in _PROCESS_NAME.findall(data))
-            telling = self._telling_lines(data, block)
-            if telling or self._stream.in_traceback:
+            telling = telling_lines(self._rules, block.raws)
+            if telling or self._stream.awaits(self._next_line + 1):
                 for line in range(self._next_line, end):
-                    if line in telling or self._stream.in_traceback:
-                        yield from self._stream.feed(line + 1, clean(block.raws[line - block.first_line]))
+                    at = line - block.first_line
+                    if at in telling or self._stream.awaits(line + 1):
+                        yield from self._stream.feed(line + 1, clean(block.raws[at]))
             self._next_line = end if end == self.index.finished_lines else block.next_line
-
-    def _telling_lines(self, data: bytes, block: Block) -> set[int]:
-        positions = [*alarming_positions(data), *positions_of(data, self._literals)]
-        if not positions:
-            return set()
-        starts = list(accumulate((len(raw) + 1 for raw in block.raws), initial=1))
-        return {block.first_line + bisect_right(starts, position) - 1 for position in positions}
 
     # --- telling --------------------------------------------------------------------------------------------------
 
-    def _tell(self, matches: Iterable["Match"], stamp: Stamp) -> Iterator[LogRecorded]:
+    def _tell(self, matches: Iterable[Match], stamp: Stamp) -> Iterator[LogRecorded]:
         known = unknown = 0
         for match in _without_passed_progress(matches):
             if match.rule is None and not _alarms(match.record.level):
@@ -147,13 +138,12 @@ class LogSensor:
         if known > KNOWN_PER_SAMPLE or unknown > UNKNOWN_PER_SAMPLE:
             yield self._note(left_out, max(known - KNOWN_PER_SAMPLE, 0) + max(unknown - UNKNOWN_PER_SAMPLE, 0), stamp)
 
-    def _recorded(self, match: "Match", count: int, stamp: Stamp) -> LogRecorded:
+    def _recorded(self, match: Match, count: int, stamp: Stamp) -> LogRecorded:
         record, statement = match.record, match.statement
-        exception = statement if statement.is_exception else record.exception
-        deciding = exception or statement
+        telling = statement.is_exception or record.level in ALARMING_LEVELS or (match.rule and match.rule.explains)
         return LogRecorded(
             **stamp,
-            line_number=record.line_number if statement.is_exception else statement.number,
+            line_number=record.line_number if statement.is_exception else match.number,
             level=record.level,
             process=record.head.process,
             pid=record.head.pid,
@@ -161,13 +151,11 @@ class LogSensor:
             rule=match.rule.id if match.rule else None,
             fields={name: self._short(text) for name, text in match.fields.items()},
             message=self._short(statement.text) + (f" (×{count})" if count > 1 else ""),
-            exception_line_number=exception.number if exception else None,
-            line=self._redact(deciding.line)[:LINE_CHARACTERS]
-            if exception or record.level in ALARMING_LEVELS
-            else None,
+            exception_line_number=match.number if statement.is_exception else None,
+            line=self._redact(match.line)[:LINE_CHARACTERS] if telling else None,
         )
 
-    def _note(self, last: "Match", count: int, stamp: Stamp) -> LogRecorded:
+    def _note(self, last: Match, count: int, stamp: Stamp) -> LogRecorded:
         message = f"{count:,} more records until here that are not listed; the log has them"
         return LogRecorded(**stamp, line_number=last.statement.number, level="warning", message=message)
 
@@ -217,7 +205,7 @@ def _alarms(level: Level | None) -> bool:
     return level is not None and LEVEL_RANKS[level] >= LEVEL_RANKS["warning"]
 
 
-def _without_passed_progress(matches: Iterable["Match"]) -> list["Match"]:
+def _without_passed_progress(matches: Iterable[Match]) -> list[Match]:
     """Of a bar that moved on within the sample only where it stands now."""
     kept: list[Match] = []
     seen: set[tuple[str, int | None]] = set()

@@ -1,0 +1,119 @@
+"""What a log says went wrong, from its bytes alone."""
+
+import re
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
+
+import msgspec
+
+from vllm_probes.judges.matching import Match, RecordStream, telling_lines
+from vllm_probes.judges.rules import Rule, RuleSet
+from vllm_probes.judges.triage import MAX_RECORDS, Clue, find_causes
+from vllm_probes.log.line import clean
+from vllm_probes.rows import ALARMING_LEVELS, Finding
+
+LINE_LIMIT_BYTES = 64 << 10
+BLOCK_LINES = 200
+_ALIVE = re.compile(
+    rb'" (?:20|4\d)\d(?: |$)|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%', re.M
+)
+"""What a run writes only while it does its work; a server that refuses a request lives as well."""
+_QUIET = re.compile(
+    rb"No available (?:shared memory broadcast )?block|Still waiting|Waiting for "
+    rb"|/(?:health|metrics|ping|load|version)\b|generation throughput: 0\.0 |ERROR|CRITICAL|Error\b|Traceback|^\s|^$"
+)
+"""What may come after a notice of waiting though nothing moves."""
+TAIL_LINES = 200
+STARTUP_NOTICES = 3
+"""So many notices of waiting are normal while a start compiles or captures (about a minute each)."""
+SLOW_PHASES = ("weights", "weights_done", "compile", "compile_done", "profile", "warmup", "cudagraph", "kv_cache")
+
+
+def diagnose(rules: RuleSet, raws: Iterable[bytes], log: str) -> list[Finding]:
+    """The findings of one log, the root cause first.
+
+    Args:
+        rules: what is known.
+        raws: its lines without newlines; of one that is longer than the limit the beginning counts.
+        log: names the file.
+    """
+    diagnosis, lines = _Diagnosis(rules, log), iter(raws)
+    while block := [raw[:LINE_LIMIT_BYTES] for raw in islice(lines, BLOCK_LINES)]:
+        diagnosis.take(block)
+    return diagnosis.findings()
+
+
+class _Diagnosis:
+    """Takes the lines of one log, in their order, and tells what they explain."""
+
+    def __init__(self, rules: RuleSet, log: str) -> None:
+        self._rules, self._log = rules, log
+        self._stream = RecordStream(rules)
+        self._line_count = self._alive_line = 0
+        self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
+        self._clues: list[Clue] = []
+        self._facts: dict[str, str] = {}
+        self._waits: list[int] = []
+        self._phase: str | None = None
+        self._has_begin = self._is_ending = False
+
+    def take(self, raws: list[bytes]) -> None:
+        telling = telling_lines(self._rules, raws)
+        if telling or self._stream.awaits(self._line_count + 1):
+            for at, raw in enumerate(raws):
+                number = self._line_count + at + 1
+                if at in telling or self._stream.awaits(number):
+                    self._note(self._stream.feed(number, clean(raw)))
+        data = b"\n".join(raws)
+        if alive := list(_ALIVE.finditer(data)):
+            self._alive_line = self._line_count + data.count(b"\n", 0, alive[-1].start()) + 1
+        self._line_count += len(raws)
+        self._tail.extend(raws)
+
+    def findings(self) -> list[Finding]:
+        self._note(self._stream.flush())
+        clues = [replace(clue, went_on=clue.line_number < self._alive_line) for clue in self._clues]
+        if self._ends_waiting():
+            clues = [_as_error(clue) for clue in clues]
+        return find_causes(clues, self._facts, self._log, begin_is_missing=not self._has_begin)
+
+    def _ends_waiting(self) -> bool:
+        if not self._waits or (self._phase in SLOW_PHASES and len(self._waits) < STARTUP_NOTICES):
+            return False
+        after = self._line_count - self._waits[-1]
+        return after < TAIL_LINES and all(map(_QUIET.search, [*self._tail][-after:] if after else []))
+
+    def _note(self, matches: Iterable[Match]) -> None:
+        for match in matches:
+            self._facts.update(match.fields)
+            if match.rule:
+                self._follow(match.rule, match.number)
+            if len(self._clues) < MAX_RECORDS and (clue := _clue(match)) and not self._is_orderly(clue):
+                self._clues.append(clue)
+
+    def _follow(self, rule: Rule, number: int) -> None:
+        self._has_begin = self._has_begin or rule.phase in ("banner", "args")
+        self._is_ending = self._is_ending or rule.phase == "shutdown"
+        self._phase = rule.phase or self._phase
+        if rule.waits:
+            self._waits.append(number)
+
+    def _is_orderly(self, clue: Clue) -> bool:
+        """What an engine that is told to stop says is no failure, if none came before."""
+        return self._is_ending and clue.tier != "cause" and all(one.tier == "notice" for one in self._clues)
+
+
+def _as_error(clue: Clue) -> Clue:
+    if clue.rule is None or not clue.rule.waits:
+        return clue
+    return replace(clue, rule=msgspec.structs.replace(clue.rule, severity="error"))
+
+
+def _clue(match: Match) -> Clue | None:
+    if match.rule is None and match.record.level not in ALARMING_LEVELS:
+        return None
+    if match.rule and not match.rule.explains:
+        return None
+    return Clue(match.number, match.line, match.rule, match.fields, match.record.head.process)

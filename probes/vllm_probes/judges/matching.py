@@ -1,0 +1,93 @@
+"""Lines of a log in, what rules know of them out."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from vllm_probes.judges.records import Record, RecordAssembler, Statement
+from vllm_probes.judges.rules import Context, Rule, RuleSet
+from vllm_probes.log.marks import alarming_positions, positions_of
+
+_WRITTEN_BY_LEVEL = ("vllm", "json", "uvicorn", "logging")
+_HARMLESS_LEVELS = ("debug", "info", "warning")
+_OF_TRACEBACKS = (b"Error", b"Exception", b'", line ')
+"""What a traceback without its first line has."""
+
+
+def telling_lines(rules: RuleSet, raws: Sequence[bytes]) -> set[int]:
+    """Which of these lines, from 0, may say something; nearly all others are never taken apart."""
+    data = b"\n" + b"\n".join(raws)
+    positions = [*alarming_positions(data), *positions_of(data, [*rules.telling(data), *_OF_TRACEBACKS])]
+    if not positions:
+        return set()
+    starts = list(accumulate((len(raw) + 1 for raw in raws), initial=1))
+    return {bisect_right(starts, position) - 1 for position in positions}
+
+
+class Match(NamedTuple):
+    """A line that a rule knows; or, with `rule` None, the exception or first words of a record that none knows."""
+
+    record: Record
+    statement: Statement
+    rule: Rule | None
+    fields: dict[str, str]
+    number: int
+    """Of the line that tells it: of a message over several lines the one that the rule knows."""
+    line: str
+
+
+class RecordStream:
+    """Lines in, matches out: every statement that a rule knows, and every exception or record that none does."""
+
+    def __init__(self, rules: RuleSet) -> None:
+        self._rules = rules
+        self._assembler = RecordAssembler()
+        self._seen: set[str] = set()
+        self._version: str | None = None
+
+    def awaits(self, number: int) -> bool:
+        """Line `number` matters whatever it says: a traceback is open."""
+        return self._assembler.awaits(number)
+
+    def feed(self, number: int, text: str) -> list[Match]:
+        """Take one cleaned line."""
+        return self._judge(self._assembler.feed(number, text))
+
+    def settle(self) -> list[Match]:
+        """What is complete but for a line that may never come; open tracebacks wait."""
+        return self._judge(self._assembler.settle())
+
+    def flush(self) -> list[Match]:
+        """Everything that is left."""
+        return self._judge(self._assembler.flush())
+
+    def _judge(self, records: list[Record]) -> list[Match]:
+        return [match for record in records for match in self._matches(record)]
+
+    def _matches(self, record: Record) -> Iterator[Match]:
+        unknown = record.exception or next((found for found in record.statements if found.text.strip()), None)
+        known = False
+        for statement in record.statements:
+            if match := self._known(record, statement):
+                known = known or statement is unknown or not record.exception
+                yield match
+                if match.rule and match.rule.role == "noise" and not statement.is_exception:
+                    return  # what stands under harmless words is harmless
+        if unknown and not known:
+            yield Match(record, unknown, None, {}, unknown.number, unknown.line)
+
+    def _known(self, record: Record, statement: Statement) -> Match | None:
+        context = Context(record.frames if statement.is_exception else "", self._seen, self._version)
+        found = self._rules.match(statement.text, context)
+        if found is None or _is_only_talk(found.rule, record):
+            return None
+        self._seen.add(found.rule.id)
+        self._version = found.fields.get("version", self._version)
+        return Match(record, statement, found.rule, found.fields, *statement.at(found.offset))
+
+
+def _is_only_talk(rule: Rule, record: Record) -> bool:
+    """A record that its writer calls harmless does not tell of an error, whatever words are in it."""
+    harmless = record.head.shape in _WRITTEN_BY_LEVEL and record.level in _HARMLESS_LEVELS
+    return harmless and not record.is_traceback and rule.severity in ("error", "fatal")

@@ -3,6 +3,9 @@
 The GPU stories are written by hand: no GPU was at hand, and a CPU shows none of them.
 """
 
+import pytest
+from msgspec.structs import replace
+
 from tests.stack_notation import thread
 from tests.verdict_story import (
     FUTEX,
@@ -18,7 +21,7 @@ from tests.verdict_story import (
     in_all_reduce,
     in_lock,
 )
-from vllm_probes.events import ActivitySampled, LogRecorded, StacksCaptured
+from vllm_probes.events import ActivitySampled, LogRecorded, ProcessesSampled, StacksCaptured
 from vllm_probes.rows import GpuProcess, GpuRow, StackFile
 
 
@@ -42,6 +45,25 @@ def test_a_call_of_native_code_is_no_loop_of_python_because_something_else_ran_b
         native = thread(f"pow (app/x.py:5) < {STEP} < {LOOP}", name="MainThread", state="R", moves=False)
         story.look(at, engine_waits(), in_all_reduce(), native)
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "native_loop")])
+
+
+@pytest.mark.parametrize(
+    ("names", "there", "expected"),
+    [
+        (["Worker_PP0_TP0", "Worker_PP0_TP1", "Worker_PP1_TP0", "Worker_PP1_TP1"], {2}, ["Worker_PP1_TP1"]),
+        (["Worker_DP0_TP0", "Worker_DP0_TP1", "Worker_DP1_TP0", "Worker_DP1_TP1"], {0}, ["Worker_DP0_TP1"]),
+        (["Worker_DP0", "Worker_DP1", "Worker_DP2"], {1}, ["Worker_DP0", "Worker_DP2"]),
+    ],
+)
+def test_ranks_of_another_stage_or_replica_are_idle_for_good_reasons(
+    names: list[str], there: set[int], expected: list[str]
+) -> None:
+    story = Story(workers=len(names))
+    rows = [replace(row, process=name) for row, name in zip(story.rows[2:], names, strict=True)]
+    story.say(ProcessesSampled, 2, rows=rows)
+    stacks = [in_all_reduce() if rank in there else idle_worker() for rank in range(len(names))]
+    story.looks(engine_waits(), *stacks)
+    assert story.last == ("stalled", "rank_absent", [(name, "idle") for name in expected])
 
 
 def test_nothing_is_said_after_one_look() -> None:

@@ -1,5 +1,6 @@
 """Who holds a run up, from one look at the stacks of all its processes, if anything does: that is asked elsewhere."""
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,7 @@ Kind = Literal[
 ]
 """Of hangs, the first that fits."""
 
+_PART = re.compile(r"_(DP|PP)(\d+)")
 WAITS_FOR_PEERS = frozenset(("collective", "gpu_sync"))
 WAITS_FOR_OTHERS = frozenset(("idle", "startup_wait", "waiting_for_worker"))
 
@@ -108,13 +110,32 @@ def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool])
         return (
             Hang("rank_absent", stuck, waiting) if waiting else Hang("worker_stuck", stuck, _without(standings, stuck))
         )
-    if peers and (absent := idle or operators):
-        return Hang("rank_absent", absent, _without(workers, absent))
+    if peers and (absent := _absent(idle or operators, peers)):
+        return Hang("rank_absent", absent, peers)
     if peers:
         return _all_in_collectives(peers, gpus_idle)
     if operators:
         return Hang("worker_stuck", operators, idle) if idle else Hang("gpu_stuck", (), operators)
     return _all_idle(standings, idle, gpus_idle)
+
+
+def _absent(candidates: tuple[Standing, ...], peers: tuple[Standing, ...]) -> tuple[Standing, ...]:
+    """Those of them for whom the peers wait: whoever has failed, else of the same stage, else of the same replica.
+
+    With pipeline or data parallelism others are idle for good reasons.
+    """
+    if failed := _of(candidates, lambda one: one.failed):
+        return failed
+    for parts in (("DP", "PP"), ("DP",)):
+        circles = {_circle(peer, parts) for peer in peers}
+        if near := tuple(one for one in candidates if _circle(one, parts) in circles):
+            return near
+    return candidates
+
+
+def _circle(one: Standing, parts: Sequence[str]) -> tuple[str, ...]:
+    """`("0", "1")` of `Worker_DP0_PP1_TP3`; empty where the name does not tell."""
+    return tuple(found[2] for found in _PART.finditer(one.row.process) if found[1] in parts)
 
 
 def _all_in_collectives(peers: tuple[Standing, ...], gpus_idle: Mapping[int, bool]) -> Hang:

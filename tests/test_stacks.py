@@ -343,7 +343,7 @@ def test_python_3_10_does_not_tell_the_ids_of_its_threads(waiting: Waiting, fake
 MOVED = "echo 'Error: Failed to get stack traces' >&2; exit 1"
 
 
-@pytest.mark.parametrize(("failures", "error"), [(2, "None"), (3, "ran on while it was looked at")])
+@pytest.mark.parametrize(("failures", "error"), [(5, "None"), (6, "ran on while it was looked at")])
 def test_what_moves_is_looked_at_again(
     failures: int, error: str, waiting: Waiting, fake_py_spy: Fake, tmp_path: Path
 ) -> None:

@@ -41,7 +41,7 @@ def test_a_call_of_native_code_is_no_loop_of_python_because_something_else_ran_b
     story = Story()
     story.quiet(103, 100)
     story.look(103, engine_waits(), in_all_reduce(), in_all_reduce())
-    for at in (106, 109, 112):
+    for at in (106, 109, 112, 115):
         native = thread(f"pow (app/x.py:5) < {STEP} < {LOOP}", name="MainThread", state="R", moves=False)
         story.look(at, engine_waits(), in_all_reduce(), native)
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "native_loop")])

@@ -11,6 +11,7 @@ from tests.stack_notation import thread
 from tests.verdict_story import (
     LOOP,
     NANOSLEEP,
+    POLL,
     STEP,
     Story,
     engine_idle,
@@ -96,7 +97,7 @@ def test_a_loop_through_several_functions_is_no_progress() -> None:
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "python_loop")])
 
 
-@pytest.mark.parametrize(("callbacks", "told"), [(["a", "b", "c", "a"], []), (["a"] * 4, ["stalled"])])
+@pytest.mark.parametrize(("callbacks", "told"), [(["a", "b", "c", "a"], []), (["a"] * 4, ["suspect", "stalled"])])
 def test_an_event_loop_that_goes_from_callback_to_callback_gets_on(callbacks: list[str], told: list[str]) -> None:
     story = Story()
     story.quiet(103, 100)
@@ -209,6 +210,43 @@ def test_a_setting_that_makes_it_slow_takes_patience() -> None:
     for at in (115, 118, 121, 124, 127):
         story.look(at, engine_waits(), in_all_reduce(), in_lock())
     assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 15.0), ("stalled", 24.0)]
+
+
+@pytest.mark.parametrize(
+    ("woken", "told"),
+    [
+        ([0, 3, 6, 9, 12, 15, 18, 21], []),
+        ([0, 0, 0, 5, 5, 5, 5, 10], ["suspect"]),
+        ([7] * 8, ["suspect"]),
+    ],
+)
+def test_a_download_that_moves_wakes_whoever_waits_for_it(woken: list[int], told: list[str]) -> None:
+    """As huggingface_hub 1 does with chunks of 10 MB: no file grows while one arrives slowly."""
+    story = Story(state="downloading")
+    stack = "read (httpcore/_backends/sync.py:128) < get (huggingface_hub/file_download.py:430)"
+    for at, count in zip(range(103, 127, 3), woken, strict=True):
+        story.quiet(at, 100)
+        receiving = thread(stack, name="MainThread", state="S", syscall=POLL, switch_count=count)
+        story.look(at, engine_waits(), receiving, receiving)
+    assert [one.health for one in story.told] == told
+
+
+def test_what_has_computed_for_long_has_not_stood_still_as_long() -> None:
+    story = Story(state="loading")
+    for at in range(103, 223, 6):
+        story.quiet(at, 100)
+        ticks = min(at, 203) * 100
+        busy = thread(f"load (app/weights.py:5) < {LOOP}", name="MainThread", state="R", cpu_ticks=ticks)
+        story.look(at, engine_waits(), idle_worker(), busy)
+    assert [(one.health, one.time) for one in story.told] == [("suspect", 1217.0)]
+
+
+def test_a_look_that_cannot_read_the_culprit_takes_nothing_back() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at, culprit in zip((103, 106, 109, 112), (in_lock, in_lock, unread, in_lock), strict=True):
+        story.look(at, engine_waits(), in_all_reduce(), culprit())
+    assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 6.0), ("stalled", 12.0)]
 
 
 def test_a_gap_between_looks_is_no_silence() -> None:

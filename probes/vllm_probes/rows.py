@@ -205,6 +205,8 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     """Innermost first."""
     active: bool | None = None
     """It runs, as py-spy sees it."""
+    switch_count: int | None = None
+    """How often it has gone off a CPU: who stays in the same wait does not, and whoever receives bytes does."""
     moves: bool | None = None
     """Of one that runs: a moment later its innermost call was at another line. None: that was not looked at."""
     source: str | None = None

@@ -24,6 +24,8 @@ class Look:
     """It was seen at several lines of the same call: so it may be caught on one and the same the next time."""
     compile_ticks: int
     """CPU of those of its threads that compile."""
+    network: Mapping[int, int]
+    """How often each of those that wait for the network has woken up, by thread."""
 
 
 def looks_at(
@@ -70,7 +72,9 @@ def _look(
         is_blind=not thread.frames,
         is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
-    return Look(standing, thread, loops, sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile"))
+    compile_ticks = sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile")
+    network = {one.thread_id: one.switch_count or 0 for one, what in threads if what.class_ == "network"}
+    return Look(standing, thread, loops, compile_ticks, network)
 
 
 def _telling(threads: list[tuple[ThreadStack, Classified]]) -> tuple[ThreadStack, Classified]:

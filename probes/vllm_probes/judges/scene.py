@@ -21,7 +21,7 @@ OPERATOR_GRACE_S = 60.0
 """How long a server may be in operators of torch: a prefill on the CPU that is larger than any measured."""
 INPUT_GRACE_S = 30.0
 """… and in what prepares a request: a long text to split into tokens, a grammar to build, modules to import."""
-MOVING_GRACE_S = 10.0
+MOVING_GRACE_S = 5.0
 """… and in other code, as long as that runs through different functions."""
 START_GRACE_S = 300.0
 """How long a start may compute, or run through different functions: an import, a conversion."""
@@ -51,6 +51,8 @@ class Scene:
     turning: frozenset[int]
     """Those whose event loop has gone from one callback to another."""
     compiles: bool
+    receives: bool
+    """A thread that waits for the network has woken up since then, as it had at the look before."""
 
     @property
     def standings(self) -> tuple[Standing, ...]:
@@ -68,6 +70,8 @@ class Before:
     compile_ticks: int
     """CPU of threads that compile."""
     mono: float
+    woke: bool = False
+    """A thread that waits for the network had woken up."""
 
     @property
     def threads(self) -> dict[str, ThreadStack]:
@@ -87,6 +91,7 @@ def scene_of(
         {file.pid: sum(thread.cpu_ticks or 0 for thread in file.threads) for file in stacks},
         sum(look.compile_ticks for look in looks),
         mono,
+        woke=any(_woke(look, before.looks.get(look.standing.row.pid)) for look in looks),
     )
     least = WORKING_SHARE * (mono - before.mono) * TICKS_PER_S
     used = {pid: ticks - before.cpu_ticks.get(pid, ticks) for pid, ticks in now.cpu_ticks.items()}
@@ -101,6 +106,7 @@ def scene_of(
         turning=frozenset(pid for pid, look in now.looks.items() if _turns(look, before.looks.get(pid))),
         importing=frozenset(int(pid) for pid, thread in now.threads.items() if _imports(thread)),
         compiles=compilers or now.compile_ticks > before.compile_ticks > 0,
+        receives=now.woke and before.woke,
     )
     return scene, now
 
@@ -111,6 +117,12 @@ def _in_torch(thread: ThreadStack) -> bool:
 
 def _imports(thread: ThreadStack) -> bool:
     return any(frame.file.startswith("<frozen importlib") for frame in thread.frames)
+
+
+def _woke(look: Look, before: Look | None) -> bool:
+    """One that only tries again after each time-out wakes up too, but not between any two looks."""
+    known = before.network if before else {}
+    return any(count > known.get(thread, count) for thread, count in look.network.items())
 
 
 def _turns(look: Look, before: Look | None) -> bool:

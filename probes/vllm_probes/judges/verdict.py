@@ -66,6 +66,8 @@ class Suspicion:
     """The first of them …"""
     latest_mono: float
     """… and the last."""
+    got_on_mono: float = float("-inf")
+    """The last at which they seemed to get on still."""
     count: int = 1
 
 
@@ -203,17 +205,28 @@ def _judged(memory: Memory, event: StacksCaptured, scene: Scene, state: State | 
     quiet_s = event.mono - _moved_mono(memory.moved, stage)
     start_phase = (phase or "") if stage == "starts" else None
     hang = None
-    if not scene.compiles:
+    if not scene.compiles and not (scene.receives and stage == "starts"):
         hang = find_hang(scene.standings, start_phase, _gpus_idle(memory), scene.working)
+    if memory.suspicion and _is_out_of_sight(memory.suspicion, hang, scene):
+        return memory, []
     if hang is None or not (memory.pending or memory.stalled):
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", stage)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
     memory = replace(memory, suspicion=suspicion)
     held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S) / memory.patience
-    if gets_on(hang, scene, held_s, stage):
+    if suspicion.count > 1 and gets_on(hang, scene, held_s, stage):
+        memory = replace(memory, suspicion=replace(suspicion, got_on_mono=event.mono))
         return _tell(memory, event, None, (), "ok", stage)
-    health = _health(suspicion, held_s, stage, is_sure=not hang.is_guess)
+    still_s = min(held_s, (event.mono - suspicion.got_on_mono) / memory.patience)
+    health = _health(suspicion, still_s, stage, is_sure=not hang.is_guess)
     return _tell(memory, event, hang, scene.standings, health, stage)
+
+
+def _is_out_of_sight(suspicion: Suspicion, hang: Hang | None, scene: Scene) -> bool:
+    """Whoever is suspected cannot be read at this moment, as a loop often cannot: that takes nothing back."""
+    blind = {one.row.pid for one in scene.standings if one.is_blind}
+    is_same = hang is not None and tuple(one.row.pid for one in hang.culprits) == suspicion.pids
+    return not is_same and not blind.isdisjoint(suspicion.pids)
 
 
 def _gpus_idle(memory: Memory) -> dict[int, bool]:
@@ -236,7 +249,7 @@ def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:
     return replace(before, kind=hang.kind, latest_mono=mono, count=before.count + 1)
 
 
-def _health(suspicion: Suspicion, held_s: float, stage: Stage, *, is_sure: bool) -> str:
+def _health(suspicion: Suspicion, still_s: float, stage: Stage, *, is_sure: bool) -> str:
     """A start in which nobody stands out gets more time: its ranks may be doing what takes them all long.
 
     A program of which nothing is known may sit still for its own reasons.
@@ -247,9 +260,9 @@ def _health(suspicion: Suspicion, held_s: float, stage: Stage, *, is_sure: bool)
     elif suspicion.pids:
         suspect_s, stalled_s = START_SUSPECT_S, START_STALLED_S
     is_sure = is_sure and (stage != "runs" or suspicion.kind != "unknown")
-    if suspicion.count >= AGREEING_TO_TELL and held_s >= stalled_s and is_sure:
+    if suspicion.count >= AGREEING_TO_TELL and still_s >= stalled_s and is_sure:
         return "stalled"
-    return "suspect" if suspicion.count >= AGREEING_TO_SUSPECT and held_s >= suspect_s else "ok"
+    return "suspect" if suspicion.count >= AGREEING_TO_SUSPECT and still_s >= suspect_s else "ok"
 
 
 # --- telling ----------------------------------------------------------------------------------------------------------

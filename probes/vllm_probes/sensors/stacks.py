@@ -16,14 +16,14 @@ from msgspec.structs import replace
 from vllm_probes.judges.frames import called_operator
 from vllm_probes.rows import Frame, ProcessRef, ProcessRow, StackFile, ThreadStack
 from vllm_probes.sensors.source_line import source_line
-from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen
+from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen, switch_count
 
 MAX_THREADS = 24
 INNER_FRAMES, OUTER_FRAMES = 28, 12
 """Both ends of a deep stack: the innermost calls tell what a thread waits in, the outermost what it is there for. They
 become a part of a recording; the JSON file has everything."""
 DUMPS_PER_CORE = 2
-ATTEMPTS = 3
+ATTEMPTS = 6
 """A stack that changes while it is read cannot be read: of a busy worker about one attempt in five (measured)."""
 MORE_LOOKS, MORE_LOOKS_S = 5, 1.0
 """At whoever runs: the lines of a loop in Python change all the time, of a call of native code they do not."""
@@ -159,7 +159,8 @@ async def _capture_one(
             python = await _closer(read, _thread_stacks(read, target.pid), kernel, target, py_spy)
     except NoStacksError as reason:
         return replace(found, error=str(reason), threads=join(target.pid, [], facts(target.pid)))
-    found = replace(found, threads=join(target.pid, python, kernel))
+    threads = [_counted(target.pid, thread) for thread in join(target.pid, python, kernel)]
+    found = replace(found, threads=threads)
     try:
         return replace(found, file=_save(printed, folder, target))
     except OSError as error:
@@ -300,6 +301,10 @@ async def _with_operator(thread: _PySpyThread, stack: ThreadStack, pid: int) -> 
 
 def _with_facts(thread: ThreadStack, kernel: ThreadFacts | None) -> ThreadStack:
     return replace(thread, **kernel._asdict()) if kernel else thread
+
+
+def _counted(pid: int, thread: ThreadStack) -> ThreadStack:
+    return replace(thread, switch_count=switch_count(pid, thread.thread_id)) if thread.frames else thread
 
 
 def _rank(pid: int, thread: ThreadStack) -> int | None:

@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tests.stack_notation import thread
 from tests.verdict_story import (
@@ -44,16 +45,14 @@ class Looks:
     def look(self, at: float, *stacks: ThreadStack | str, runs: tuple[int, ...] = ()) -> "Looks":
         """`stacks` of engine and ranks, or why there is none; `runs`: pids whose thread ran since the look before."""
         files = []
-        switches: dict[int, int | None] = {}
         for pid, stack in zip(ROWS, (front_idle(), *stacks), strict=True):
             if isinstance(stack, str):
                 files.append(StackFile(pid=pid, process=ROWS[pid].process, error=stack))
                 continue
-            own = ThreadStack(**{name: getattr(stack, name) for name in stack.__struct_fields__} | {"thread_id": pid})
+            own = replace(stack, thread_id=pid, switch_count=int(at * 100) if pid in runs else 0)
             files.append(StackFile(pid=pid, process=ROWS[pid].process, file=f"{pid}.json", threads=[own]))
-            switches[pid] = int(at * 100) if pid in runs else 0
         event = StacksCaptured(**stamp(at), reason="r", folder="f", stacks=files)
-        self.seen = glance.look(TABLE, self.seen, event, ROWS, switches, serves=self.serves, is_counted=True)
+        self.seen = glance.look(TABLE, self.seen, event, ROWS, serves=self.serves, is_counted=True)
         return self
 
     @property
@@ -150,7 +149,7 @@ def test_nothing_at_all_can_be_read() -> None:
     event = StacksCaptured(
         **stamp(0.1), reason="r", folder="f", stacks=[StackFile(pid=1, process="APIServer", error="no right")]
     )
-    seen = glance.look(TABLE, glance.begin(stamp(0)), event, {1: ROWS[1]}, {}, serves=True, is_counted=True)
+    seen = glance.look(TABLE, glance.begin(stamp(0)), event, {1: ROWS[1]}, serves=True, is_counted=True)
     end = glance.conclude(TABLE, seen)
     assert (end.health, end.kind, end.culprits, end.processes[0].error) == (None, None, [], "no right")
     assert "No stack could be read" in end.summary

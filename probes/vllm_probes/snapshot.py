@@ -19,7 +19,7 @@ from vllm_probes.judges.frames import FrameTable, load_frames, main_thread
 from vllm_probes.judges.glance import Snapshot
 from vllm_probes.judges.titles import VLLM_ROLES
 from vllm_probes.rows import ProcessRow
-from vllm_probes.sensors import foreign, stacks, threads, tree
+from vllm_probes.sensors import foreign, stacks, tree
 from vllm_probes.sensors.foreign import Members, Run
 from vllm_probes.sensors.processes import ProcessSensor
 
@@ -84,17 +84,11 @@ async def _observe(target: Target, folder: Path, name: str | None, seconds: floa
         if counters.moved():
             seen = glance.moved(table, seen, _stamp())
         serves = _serves(table, target, captured, rows.values())
-        switches = _switches(captured)
-        seen = glance.look(table, seen, captured, rows, switches, serves=serves, is_counted=counters.are_known)
+        seen = glance.look(table, seen, captured, rows, serves=serves, is_counted=counters.are_known)
         enough = seen.look_count > 1 or (seen.is_calm and not seconds)
         if enough and time.monotonic() - seen.begun["mono"] >= seconds:
             return glance.conclude(table, seen)
         await asyncio.sleep(max(PAUSE_S, time.monotonic() - begun_mono) if seconds else MOMENT_S)
-
-
-def _switches(captured: StacksCaptured) -> dict[int, int | None]:
-    ids = ((file.pid, thread.thread_id) for file in captured.stacks for thread in file.threads)
-    return {thread_id: threads.switch_count(pid, thread_id) for pid, thread_id in ids}
 
 
 def _serves(table: FrameTable, target: Target, captured: StacksCaptured, rows: Iterable[ProcessRow]) -> bool:

@@ -103,10 +103,8 @@ class Glance:
     hangs: tuple[Hang | None, ...] = ()
     """Of the last two looks."""
     doing: Sequence[ProcessDoing] = ()
-    switches: Mapping[int, int | None] = field(default_factory=dict)
-    """How often the thread of each process that tells what it does has gone off a CPU, by pid."""
     has_run: frozenset[int] = frozenset()
-    """The processes of which it did since the look before, or may have."""
+    """The processes whose thread has gone off a CPU since the look before, or may have."""
     places: Mapping[int, Counter[tuple[str | None, str]]] = field(default_factory=dict)
     look_count: int = 0
     serves: bool = True
@@ -136,15 +134,13 @@ def look(
     glance: Glance,
     event: StacksCaptured,
     rows: Mapping[int, ProcessRow],
-    switches: Mapping[int, int | None],
     *,
     serves: bool,
     is_counted: bool,
 ) -> Glance:
-    """One more look. `switches`: as of `threads.switch_count`, by thread id. `serves`: the run has started; what still
-    starts may take its time. `is_counted`: its tokens can be seen."""
+    """One more look. `serves`: the run has started; what still starts may take its time. `is_counted`: its tokens can
+    be seen."""
     looks = looks_at(table, event, rows, glance.looks, frozenset())
-    counts = {one.standing.row.pid: switches.get(one.thread.thread_id) for one in looks}
     standings = tuple(one.standing for one in looks)
     memory = replace(glance.memory, rows=rows, is_counted=is_counted)
     memory, conclusions = verdict.step(table, memory, event, "serving" if serves else "starting", None)
@@ -163,11 +159,16 @@ def look(
         standings=standings,
         hangs=(*glance.hangs, hang)[-2:],
         doing=doings(looks, moving(before, threads), glance.doing, event.time),
-        switches=counts,
-        has_run=frozenset(pid for pid, count in counts.items() if count is None or glance.switches.get(pid) != count),
+        has_run=frozenset(one.standing.row.pid for one in looks if _has_run(one, glance.looks)),
         places=_counted(glance.places, standings),
         look_count=glance.look_count + 1,
     )
+
+
+def _has_run(look: Look, before: Mapping[int, Look]) -> bool:
+    known = before.get(look.standing.row.pid)
+    count = look.thread.switch_count
+    return count is None or known is None or known.thread.switch_count != count
 
 
 def _tells(standing: Standing) -> bool:

@@ -158,9 +158,8 @@ async def _capture_one(
             kernel = facts(target.pid)
             python = await _closer(read, _thread_stacks(read, target.pid), kernel, target, py_spy)
     except NoStacksError as reason:
-        return replace(found, error=str(reason), threads=join(target.pid, [], facts(target.pid)))
-    threads = [_counted(target.pid, thread) for thread in join(target.pid, python, kernel)]
-    found = replace(found, threads=threads)
+        return replace(found, error=str(reason), threads=_counted(target.pid, join(target.pid, [], facts(target.pid))))
+    found = replace(found, threads=_counted(target.pid, join(target.pid, python, kernel)))
     try:
         return replace(found, file=_save(printed, folder, target))
     except OSError as error:
@@ -303,8 +302,8 @@ def _with_facts(thread: ThreadStack, kernel: ThreadFacts | None) -> ThreadStack:
     return replace(thread, **kernel._asdict()) if kernel else thread
 
 
-def _counted(pid: int, thread: ThreadStack) -> ThreadStack:
-    return replace(thread, switch_count=switch_count(pid, thread.thread_id)) if thread.frames else thread
+def _counted(pid: int, threads: Iterable[ThreadStack]) -> list[ThreadStack]:
+    return [replace(thread, switch_count=switch_count(pid, thread.thread_id)) for thread in threads]
 
 
 def _rank(pid: int, thread: ThreadStack) -> int | None:

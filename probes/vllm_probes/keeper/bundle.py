@@ -42,6 +42,10 @@ def tables(model: SessionModel, verdict: VerdictChanged, vllm_version: str | Non
     return own | {name: msgspec.json.format(msgspec.json.encode(table)) for name, table in found.items()}
 
 
+SNAPSHOTS = "snapshots/"
+"""Evidence may be a line of the log, too: that holds whatever vLLM has written, and only its end goes out, redacted."""
+
+
 def write(folder: Path, session: SessionFolder, parts: Mapping[str, bytes], verdict: VerdictChanged, log: str) -> None:
     """Fill `folder`, which is made: the parts, the end of the log, and the stacks that the evidence names.
 
@@ -54,7 +58,7 @@ def write(folder: Path, session: SessionFolder, parts: Mapping[str, bytes], verd
     for name, data in parts.items():
         (folder / name).write_bytes(data)
     (folder / "log-tail.txt").write_text(redact_text(tail(session.path / log)), "utf-8")
-    for file in sorted({one.file for one in verdict.evidence if one.file}):
+    for file in sorted({one.file for one in verdict.evidence if one.file and one.file.startswith(SNAPSHOTS)}):
         copy = folder / file
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copyfile(session.path / file, copy)

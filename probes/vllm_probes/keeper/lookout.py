@@ -14,6 +14,8 @@ QUIET_AFTER_S = 3.0
 TELL_EVERY_S = 5.0
 SUSPECTED_EVERY_S = 2.5
 """Between looks at stacks while they show what may be a hang …"""
+QUICK_LOOKS = 40
+"""So many in a row: 100 s are enough for a start to be judged, and a script may be suspected for days."""
 LONGEST_PAUSE_S = 30.0
 """… and else twice as long each time, up to this: an open connection without a request looks like work."""
 KNOWN_PAUSE_S = 600.0
@@ -29,6 +31,7 @@ class Lookout:
         self._told_mono: float | None = None
         self._captured_mono: float | None = None
         self._pause_s = SUSPECTED_EVERY_S
+        self._quick_looks = QUICK_LOOKS
 
     def look(self, port: int | None, probe_clients: Collection[str] | None = None) -> bool:
         """Tell of quiet; True: it is time for stacks.
@@ -56,10 +59,12 @@ class Lookout:
 
     def _is_due(self, now: float) -> bool:
         if self._captured_mono is not None:
-            is_open = self._stream.suspects and not self._stream.is_stalled
+            is_open = self._stream.suspects and not self._stream.is_stalled and self._quick_looks > 0
             if now - self._captured_mono < (SUSPECTED_EVERY_S if is_open else self._pause_s):
                 return False
-            longest_s = KNOWN_PAUSE_S if self._stream.is_stalled else LONGEST_PAUSE_S
+            self._quick_looks -= is_open
+            is_known = self._stream.is_stalled or not self._quick_looks
+            longest_s = KNOWN_PAUSE_S if is_known else LONGEST_PAUSE_S
             self._pause_s = min(2 * self._pause_s, longest_s)
         self._captured_mono = now
         return True
@@ -80,7 +85,7 @@ class Lookout:
     def _has_work(self, connections: int | None, *, probed: bool) -> bool:
         """Whatever starts has; of a server the gauges tell only if its first step has come to its end."""
         has_requests = bool(self._stream.activity.requests) or bool(connections) or probed
-        return not self._serves or has_requests or self._stream.is_stalled
+        return not self._serves or has_requests or self._stream.suspects
 
     @property
     def _serves(self) -> bool:
@@ -96,7 +101,8 @@ class Lookout:
     def _wake(self, connections: int | None, *, probed: bool) -> None:
         if self._told_mono is not None:
             self._tell(connections, probed=probed)
-        self._told_mono, self._captured_mono, self._pause_s = None, None, SUSPECTED_EVERY_S
+        self._told_mono, self._captured_mono = None, None
+        self._pause_s, self._quick_looks = SUSPECTED_EVERY_S, QUICK_LOOKS
 
     def _tell(self, connections: int | None, *, probed: bool) -> None:
         stamp = self._stream.stamp()

@@ -106,6 +106,7 @@ class Stream:
                 self.model.unknown_line_count += 1
                 continue
             self.model.apply(event)
+            self.activity = follow(self.activity, event)
             if isinstance(event, Observation):
                 self._memory, missing = judge(self._knowledge, self._memory, event)
                 self._note_line(event)

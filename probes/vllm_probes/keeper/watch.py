@@ -5,8 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from vllm_probes.events import (
     DiskSampled,
     EndpointSampled,
@@ -26,9 +24,10 @@ from vllm_probes.judges.rules import RuleSet
 from vllm_probes.keeper.attached import members
 from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.lookout import Lookout
+from vllm_probes.keeper.snapshots import Snapshots
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.launch.levers import check_arrival
-from vllm_probes.launch.redact import redact_text
+from vllm_probes.launch.redact import REMOVED, redact_text
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef, ProcessRow
 from vllm_probes.sensors import disk, probe, processes, stacks, tree
@@ -75,7 +74,7 @@ class Watch:
         self._looks = 0
         self._free: list[tuple[float, int]] = []
         self._lookout = Lookout(stream)
-        self._is_capturing = False
+        self._snapshots = Snapshots(stream, folder)
         self._probe_clients: set[str] | None = None
         self._knows_timeouts = False
         self._foreseen_mono: float | None = None
@@ -167,7 +166,7 @@ class Watch:
         """Tell of quiet; why it is time to see what everybody does, None: it is not."""
         port = self._address.port if self._address and not self._address.uds else None
         is_quiet = self._lookout.look(port, self._probe_clients)
-        if self._is_capturing:
+        if self._snapshots.are_under_way:
             return None
         return "deadline" if self._is_near_the_end() else "quiet" if is_quiet else None
 
@@ -183,25 +182,7 @@ class Watch:
 
     async def capture_stacks(self, reason: str, *, timeout_s: float = 5.0) -> StacksCaptured:
         """Stacks of every process, one file each, under `snapshots/`; `timeout_s` is what each may take."""
-        self._is_capturing = True
-        try:
-            return await self._capture_stacks(reason, timeout_s)
-        finally:
-            self._is_capturing = False
-
-    async def _capture_stacks(self, reason: str, timeout_s: float) -> StacksCaptured:
-        stamp = self._stream.stamp()
-        folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
-        name = str(folder.relative_to(self._folder.path))
-        files = await stacks.capture(stacks.targets(self.rows.values()), folder, timeout_s=timeout_s)
-        captured = StacksCaptured(
-            **self._stream.stamp(),
-            reason=reason,
-            folder=name,
-            stacks=[replace(file, file=f"{name}/{file.file}" if file.file else None) for file in files],
-        )
-        self._stream.publish(captured)
-        return captured
+        return await self._snapshots.take(stacks.targets(self.rows.values()), reason, timeout_s)
 
     # --- the server -------------------------------------------------------------------------------------------------
 
@@ -240,7 +221,8 @@ class Watch:
             )
 
     def _api_key(self) -> str | None:
-        return next((key for argv, env in self._server_commands() if (key := api_key(argv, env))), None)
+        keys = (api_key(argv, env) for argv, env in self._server_commands())
+        return next((key for key in keys if key and key != REMOVED), None)
 
     def _server_address(self) -> Address | None:
         if self._attempt.ended is not None:

@@ -67,7 +67,7 @@ def _file(stream: _Stream) -> Path | None:
         opened = os.stat(stream.link)
     except OSError:
         return None
-    if not stat.S_ISREG(opened.st_mode):
+    if not stat.S_ISREG(opened.st_mode) or not os.access(stream.link, os.R_OK):
         return None
     inside = f"{stream.link.rpartition('/fd/')[0]}/root{stream.name}"
     for path in (stream.name, inside):

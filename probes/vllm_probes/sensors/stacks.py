@@ -68,7 +68,9 @@ class _PySpyThread(msgspec.Struct, frozen=True):
 _DECODER = msgspec.json.Decoder(list[_PySpyThread])
 
 
-async def capture(targets: Sequence[ProcessRef], folder: Path, *, timeout_s: float = 5.0) -> list[StackFile]:
+async def capture(
+    targets: Sequence[ProcessRef], folder: Path, *, timeout_s: float = 5.0, closely: bool = True
+) -> list[StackFile]:
     """One sample of every process at the same time, each into a JSON file; also of a process that is stopped.
 
     `file` is the name inside `folder`, which is made where missing. A process that has no Python stacks, or does not
@@ -77,10 +79,16 @@ async def capture(targets: Sequence[ProcessRef], folder: Path, *, timeout_s: flo
     `threads` are those that tell something (see `join`), with what the kernel said of them right after the dump; where
     there are no stacks, that alone. A thread of Python 3.10 has Python's id and nothing of the kernel, but for the main
     thread.
+
+    `closely`: threads that run are looked at again, which takes up to a second more on a busy host.
     """
     py_spy = find_py_spy()
     turns = asyncio.Semaphore(DUMPS_PER_CORE * len(os.sched_getaffinity(0)))
-    return list(await asyncio.gather(*(_capture_one(target, folder, py_spy, turns, timeout_s) for target in targets)))
+    return list(
+        await asyncio.gather(
+            *(_capture_one(target, folder, py_spy, turns, timeout_s, closely=closely) for target in targets)
+        )
+    )
 
 
 def targets(rows: Iterable[ProcessRow]) -> list[ProcessRef]:
@@ -148,7 +156,13 @@ def ptrace_scope() -> int | None:
 
 
 async def _capture_one(
-    target: ProcessRef, folder: Path, py_spy: str | None, turns: asyncio.Semaphore, timeout_s: float
+    target: ProcessRef,
+    folder: Path,
+    py_spy: str | None,
+    turns: asyncio.Semaphore,
+    timeout_s: float,
+    *,
+    closely: bool,
 ) -> StackFile:
     found = StackFile(pid=target.pid, process=target.process, frozen=is_frozen(target.pid))
     try:
@@ -156,7 +170,9 @@ async def _capture_one(
             printed = await _by_py_spy(py_spy, target, timeout_s)
             read = _decode(printed, target)
             kernel = facts(target.pid)
-            python = await _closer(read, _thread_stacks(read, target.pid), kernel, target, py_spy)
+            python = _thread_stacks(read, target.pid)
+            if closely:
+                python = await _closer(read, python, kernel, target, py_spy)
     except NoStacksError as reason:
         return replace(found, error=str(reason), threads=_counted(target.pid, join(target.pid, [], facts(target.pid))))
     found = replace(found, threads=_counted(target.pid, join(target.pid, python, kernel)))

@@ -7,7 +7,7 @@ from typing import Literal
 
 from vllm_probes.judges.doing import Doing
 from vllm_probes.judges.frames import Classified
-from vllm_probes.rows import Culprit, ProcessRow
+from vllm_probes.rows import Culprit, ProcessRow, Role
 
 Kind = Literal[
     "process_stopped",
@@ -26,6 +26,9 @@ Kind = Literal[
 """Of hangs, the first that fits."""
 
 _PART = re.compile(r"_(DP|PP)(\d+)")
+_BETWEEN_TWO = ("recv", "send", "irecv", "isend")
+"""Operations of a stage with the one before or behind it."""
+TAKES_PART: frozenset[Role] = frozenset(("command", "api_server", "engine_core", "worker", "coordinator"))
 WAITS_FOR_PEERS = frozenset(("collective", "gpu_sync"))
 WAITS_FOR_OTHERS = frozenset(("idle", "startup_wait", "waiting_for_worker"))
 
@@ -43,7 +46,9 @@ class Standing:
     is_loading: bool = False
     """It is somewhere in the loading of the model."""
     is_blind: bool = False
-    """Its stacks cannot be read: what it does is what the kernel says of it."""
+    """Its stacks cannot be read, and the kernel does not say enough either."""
+    is_on_gpu: bool = False
+    """Another of its threads waits for the GPU."""
 
     @property
     def culprit(self) -> Culprit:
@@ -73,13 +78,15 @@ def find_hang(
     `start_phase`: None: it does not start any more. `gpus_idle`: rank -> whether its GPU does nothing; empty where
     nobody can tell. `working`: pids of those that use a core.
     """
-    if stopped := _of(standings, lambda one: one.doing == "stopped"):
+    if stopped := _of(standings, lambda one: one.doing == "stopped" and one.row.role in TAKES_PART):
         is_debugged = all(one.row.state[:1] == "t" for one in stopped)
         return Hang("process_stopped", stopped, _without(standings, stopped), is_guess=is_debugged)
     sighted = _of(standings, lambda one: not one.is_blind)
     found = _among_workers(sighted, gpus_idle)
     if found is None or not found.culprits:
         found = _among_blind(standings, working) or found
+    if found is None or not found.culprits:
+        found = _in_front(sighted) or found
     found = found or _above_workers(sighted)
     if found is None or start_phase is None:
         return found
@@ -110,7 +117,7 @@ def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool])
         return (
             Hang("rank_absent", stuck, waiting) if waiting else Hang("worker_stuck", stuck, _without(standings, stuck))
         )
-    if peers and (absent := _absent(idle or operators, peers)):
+    if peers and (absent := _absent(idle, operators, peers)):
         return Hang("rank_absent", absent, peers)
     if peers:
         return _all_in_collectives(peers, gpus_idle)
@@ -119,18 +126,21 @@ def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool])
     return _all_idle(standings, idle, gpus_idle)
 
 
-def _absent(candidates: tuple[Standing, ...], peers: tuple[Standing, ...]) -> tuple[Standing, ...]:
-    """Those of them for whom the peers wait: whoever has failed, else of the same stage, else of the same replica.
+def _absent(
+    idle: tuple[Standing, ...], operators: tuple[Standing, ...], peers: tuple[Standing, ...]
+) -> tuple[Standing, ...]:
+    """Those for whom the peers wait: whoever has failed, else of the same stage, else of the same replica.
 
     With pipeline or data parallelism others are idle for good reasons.
     """
-    if failed := _of(candidates, lambda one: one.failed):
+    if failed := _of(idle, lambda one: one.failed):
         return failed
-    for parts in (("DP", "PP"), ("DP",)):
+    for parts in (("DP", "PP"), ("DP",), ()):
         circles = {_circle(peer, parts) for peer in peers}
-        if near := tuple(one for one in candidates if _circle(one, parts) in circles):
-            return near
-    return candidates
+        for candidates in (idle, operators):
+            if near := tuple(one for one in candidates if _circle(one, parts) in circles):
+                return near
+    return ()
 
 
 def _circle(one: Standing, parts: Sequence[str]) -> tuple[str, ...]:
@@ -139,10 +149,12 @@ def _circle(one: Standing, parts: Sequence[str]) -> tuple[str, ...]:
 
 
 def _all_in_collectives(peers: tuple[Standing, ...], gpus_idle: Mapping[int, bool]) -> Hang:
+    in_calls = _of(peers, lambda one: one.classified.class_ == "collective")
+    among_all = _of(in_calls, lambda one: not (one.classified.operation or "").startswith(_BETWEEN_TWO))
     calls: dict[object, list[Standing]] = {}
-    for one in peers:
+    for one in among_all or in_calls:
         calls.setdefault((one.classified.operation, one.classified.site), []).append(one)
-    if len(calls) == 1:
+    if len(calls) < 2:
         away = _of(peers, lambda one: gpus_idle.get(-1 if one.row.rank is None else one.row.rank, False))
         return (
             Hang("rank_absent", away, _without(peers, away))
@@ -151,7 +163,7 @@ def _all_in_collectives(peers: tuple[Standing, ...], gpus_idle: Mapping[int, boo
         )
     smallest = min(len(group) for group in calls.values())
     is_split = sum(len(group) == smallest for group in calls.values()) > 1
-    odd = peers if is_split else tuple(one for group in calls.values() if len(group) == smallest for one in group)
+    odd = among_all if is_split else tuple(one for group in calls.values() if len(group) == smallest for one in group)
     return Hang("collective_mismatch", odd, _without(peers, odd))
 
 
@@ -165,6 +177,8 @@ def _all_idle(standings: Sequence[Standing], idle: tuple[Standing, ...], gpus_id
         return Hang("rank_absent", failed, _without(idle, failed))
     ranks = [(one, gpus_idle[one.row.rank]) for one in idle if one.row.rank is not None and one.row.rank in gpus_idle]
     still = tuple(one for one, is_idle in ranks if is_idle)
+    if not ranks and any(one.is_on_gpu for one in idle):
+        return Hang("gpu_stuck", (), idle)
     if not ranks or len(still) == len(ranks):
         return Hang("lost_message", (), idle)
     return Hang("rank_absent", still, _without(idle, still)) if still else Hang("gpu_stuck", (), idle)
@@ -176,11 +190,21 @@ def _above_workers(standings: Sequence[Standing]) -> Hang | None:
     if stuck := _of(engines, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS):
         on_gpu = all(one.classified.class_ == "gpu_sync" for one in stuck)
         return Hang("gpu_stuck" if on_gpu else "engine_stuck", stuck, _without(standings, stuck))
+    if engines or _of(standings, lambda one: one.row.role in ("api_server", "worker")):
+        return None
+    programs = _of(standings, lambda one: one.row.role in ("command", "other"))
+    stuck = _of(programs, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS)
+    return Hang("unknown", stuck) if stuck else None
+
+
+def _in_front(standings: Sequence[Standing]) -> Hang | None:
+    """A front end that is held up; the engine may be at work meanwhile, though its counters cannot be had."""
+    engines = _of(standings, lambda one: one.row.role == "engine_core")
+    if any(one.classified.class_ not in (*WAITS_FOR_OTHERS, "gpu_sync", "torch_op") for one in engines):
+        return None
     fronts = _of(standings, lambda one: one.row.role == "api_server")
-    if stuck := _of(fronts, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS):
-        return Hang("frontend_stuck", stuck, _without(standings, stuck))
-    commands = _of(standings, lambda one: one.row.role == "command" and one.classified.class_ != "idle")
-    return Hang("unknown", commands) if commands and not engines and not fronts else None
+    stuck = _of(fronts, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS)
+    return Hang("frontend_stuck", stuck, _without(standings, stuck)) if stuck else None
 
 
 def _startup_kind(found: Hang, phase: str) -> Kind:

@@ -11,6 +11,8 @@ from vllm_probes.judges.stackmerge import Motion
 from vllm_probes.rows import ProcessDoing, ProcessRow, StackFile, ThreadStack
 
 AT_REST = frozenset(("idle", "lock", "startup_wait", "waiting_for_worker"))
+NEEDS_NO_STACK = frozenset(("stopped", "uninterruptible"))
+"""What the kernel says is proof enough."""
 LOADING = "vllm/model_executor/model_loader/"
 
 
@@ -63,13 +65,15 @@ def _look(
         loops = loops or before.loops or _leaf_line(before.thread) != _leaf_line(thread)
     moved = None if before is None else loops or not is_there
     is_stopped = file.frozen or row.state[:1] in ("T", "t")
+    does = "stopped" if is_stopped else doing(thread, classified, moved=moved, machine=table.machine)
     standing = Standing(
         row=row,
         classified=classified,
-        doing="stopped" if is_stopped else doing(thread, classified, moved=moved, machine=table.machine),
+        doing=does,
         frame=place(thread),
         failed=failed,
-        is_blind=not thread.frames,
+        is_blind=not thread.frames and does not in NEEDS_NO_STACK,
+        is_on_gpu=any(what.class_ == "gpu_sync" for _, what in threads[1:]),
         is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
     compile_ticks = sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile")
@@ -80,10 +84,11 @@ def _look(
 def _telling(threads: list[tuple[ThreadStack, Classified]]) -> tuple[ThreadStack, Classified]:
     """The main thread, unless it waits for work and one of the others that vLLM has named is held up.
 
-    So kernels are launched and awaited on another thread, and answers are sent by one.
+    So answers are sent by another thread. One that waits for the GPU is at its place: a worker gets its next task while
+    kernels still run, and which GPU is at fault its table tells.
     """
     main = threads[0]
-    held_up = [one for one in threads[1:] if one[1].class_ not in AT_REST]
+    held_up = [one for one in threads[1:] if one[1].class_ not in (*AT_REST, "gpu_sync")]
     return held_up[0] if held_up and main[1].class_ == "idle" else main
 
 

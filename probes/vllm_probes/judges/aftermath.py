@@ -22,8 +22,9 @@ _LOOK_AT_STACKS = "Read the stacks that were saved: they are the state before th
 def hang_finding(verdict: VerdictChanged, log: str) -> Finding:
     """A `stalled` verdict as a finding with the rule `hang`; `log` stands for the file where no stack was saved."""
     culprit = verdict.culprits[0] if verdict.culprits else None
-    files = {one.signal: one.file for one in verdict.evidence if one.file}
-    file = files.get(culprit.process) if culprit else next(iter(files.values()), None)
+    files = [one for one in verdict.evidence if one.file and one.file != log]
+    own = [one.file for one in files if culprit is None or one.signal.startswith(culprit.process)]
+    file = own[0] if own else None
     reasons = "; ".join(f"{one.signal}: {one.value}" for one in verdict.evidence)
     return Finding(
         rule="hang",

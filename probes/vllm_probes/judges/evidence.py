@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vllm_probes.events import Event, LogRecorded, StacksCaptured
 from vllm_probes.judges.culprits import Hang, Standing, said_together
+from vllm_probes.judges.gpu_table import gpu_picture
 from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Evidence, GpuRow
-
-IDLE_GPU_PERCENT, BUSY_GPU_PERCENT = 5.0, 95.0
 
 
 def evidence(
@@ -25,7 +24,7 @@ def evidence(
     quiet_s = f"{event.time - since:.0f} s"
     how_long = f"for at least {quiet_s}, since it was attached to" if is_attached else f"for {quiet_s}"
     yield Evidence(signal=what, value=how_long, since=since)
-    if picture := _gpu_picture(gpus):
+    if picture := gpu_picture(gpus):
         yield Evidence(signal="GPUs", value=picture)
     files = {file.pid: file.file for file in event.stacks} if isinstance(event, StacksCaptured) else {}
     others = tuple(one for one in standings if one not in hang.culprits)
@@ -43,17 +42,3 @@ def exception(event: LogRecorded, log: str) -> Evidence:
         since=event.time,
         file=log or None,
     )
-
-
-def _gpu_picture(gpus: Mapping[int, GpuRow]) -> str:
-    """`GPU 5 at 0 %, the others busy at up to 118 W`; empty where they do not differ that much."""
-    rows = [row for row in gpus.values() if row.busy_percent is not None and row.power_w is not None]
-    idle = [row for row in rows if (row.busy_percent or 0.0) <= IDLE_GPU_PERCENT]
-    busy = [row for row in rows if (row.busy_percent or 0.0) >= BUSY_GPU_PERCENT]
-    if not busy or len(idle) + len(busy) < len(rows):
-        return ""
-    watts = max(row.power_w or 0.0 for row in busy)
-    if not idle:
-        return f"all at {BUSY_GPU_PERCENT:.0f} % or more and up to {watts:.0f} W"
-    names = ", ".join(str(row.index) for row in idle)
-    return f"GPU {names} at 0 %, the others busy at up to {watts:.0f} W"

@@ -8,7 +8,7 @@ from vllm_probes.judges.culprits import Standing, said
 from vllm_probes.judges.doing import doing, place
 from vllm_probes.judges.frames import Classified, FrameTable, threads_that_matter
 from vllm_probes.judges.stackmerge import Motion
-from vllm_probes.rows import ProcessDoing, ProcessRow, StackFile, ThreadStack
+from vllm_probes.rows import ProcessDoing, ProcessRow, Role, StackFile, ThreadStack
 
 AT_REST = frozenset(("idle", "lock", "startup_wait", "waiting_for_worker"))
 NEEDS_NO_STACK = frozenset(("stopped", "uninterruptible"))
@@ -58,7 +58,7 @@ def _look(
     *,
     failed: bool,
 ) -> Look:
-    thread, classified = _telling(threads)
+    thread, classified = _telling(threads, row.role)
     is_there = _has_path_of(before, thread)
     loops = bool(thread.moves)
     if before is not None and is_there:
@@ -81,14 +81,15 @@ def _look(
     return Look(standing, thread, loops, compile_ticks, network)
 
 
-def _telling(threads: list[tuple[ThreadStack, Classified]]) -> tuple[ThreadStack, Classified]:
+def _telling(threads: list[tuple[ThreadStack, Classified]], role: Role) -> tuple[ThreadStack, Classified]:
     """The main thread, unless it waits for work and one of the others that vLLM has named is held up.
 
-    So answers are sent by another thread. One that waits for the GPU is at its place: a worker gets its next task while
-    kernels still run, and which GPU is at fault its table tells.
+    So answers are sent by another thread. That of a worker which waits for the GPU is at its place: kernels run on, and
+    which GPU is at fault their table tells.
     """
     main = threads[0]
-    held_up = [one for one in threads[1:] if one[1].class_ not in (*AT_REST, "gpu_sync")]
+    at_rest = {*AT_REST, "gpu_sync"} if role == "worker" else AT_REST
+    held_up = [one for one in threads[1:] if one[1].class_ not in at_rest]
     return held_up[0] if held_up and main[1].class_ == "idle" else main
 
 

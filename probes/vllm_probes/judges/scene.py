@@ -15,6 +15,8 @@ Stage = Literal["starts", "serves", "runs"]
 """`runs`: a program that is no server, as far as anybody can see; nothing of it is counted."""
 
 WORKING_SHARE = 0.3
+COMPILING_PERCENT = 10.0
+"""Of a core. Less may be the last that was told of a compiler that rests."""
 TICKS_PER_S = 100
 """Of /proc (sysconf SC_CLK_TCK), on every Linux that vLLM runs on."""
 OPERATOR_GRACE_S = 60.0
@@ -95,7 +97,7 @@ def scene_of(
     )
     least = WORKING_SHARE * (mono - before.mono) * TICKS_PER_S
     used = {pid: ticks - before.cpu_ticks.get(pid, ticks) for pid, ticks in now.cpu_ticks.items()}
-    compilers = any(row.role == "compiler" and row.cpu_percent > 0 for row in rows.values())
+    compilers = any(row.role == "compiler" and row.cpu_percent >= COMPILING_PERCENT for row in rows.values())
     scene = Scene(
         looks=tuple(looks),
         motion=moving(before.threads, now.threads),
@@ -141,8 +143,13 @@ def _callback(thread: ThreadStack) -> str | None:
     return next((frame.function for frame in called), None)
 
 
-def gets_on(hang: Hang, scene: Scene, held_s: float, stage: Stage) -> bool:
-    """Whoever seems to hold it up gets on still, for all that can be seen so far: it computes, or runs through code."""
+def gets_on(hang: Hang, scene: Scene, held_s: float, stage: Stage, *, gpus_work: bool) -> bool:
+    """Whoever seems to hold it up gets on still, for all that can be seen so far: it computes, or runs through code.
+
+    `gpus_work`: they may, for all that is known of their power.
+    """
+    if gpus_work and _is_on_gpus(hang):
+        return held_s < OPERATOR_GRACE_S
     operators = [one for one in hang.waiting if one.classified.class_ == "torch_op"]
     if stage == "serves":
         ones = hang.culprits or operators
@@ -151,7 +158,14 @@ def gets_on(hang: Hang, scene: Scene, held_s: float, stage: Stage) -> bool:
     works = any(one.row.pid in scene.working for one in (*hang.culprits, *operators))
     if not hang.culprits and operators and held_s < OPERATOR_GRACE_S:
         return True
-    return held_s < START_GRACE_S and (works or (bool(moves) and all(moves)))
+    is_patient = stage == "runs" or held_s < START_GRACE_S
+    return is_patient and (works or (bool(moves) and all(moves)))
+
+
+def _is_on_gpus(hang: Hang) -> bool:
+    """It waits for kernels to end, which a long step does as well."""
+    ones = hang.culprits or hang.waiting
+    return hang.kind == "gpu_stuck" and any(one.classified.class_ == "gpu_sync" or one.is_on_gpu for one in ones)
 
 
 def _grace_s(one: Standing, scene: Scene) -> float:

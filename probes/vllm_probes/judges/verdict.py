@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vllm_probes.events import (
+    ENDED_STATES,
     ActivitySampled,
     AttemptStarted,
+    CommandEnded,
     Conclusion,
     DoingChanged,
     Event,
@@ -22,10 +24,10 @@ from vllm_probes.events import (
     StopRequested,
     VerdictChanged,
 )
-from vllm_probes.gpus import GpuModel, residents
 from vllm_probes.judges.culprits import Hang, Standing, find_hang, summary
-from vllm_probes.judges.evidence import IDLE_GPU_PERCENT, evidence, exception
+from vllm_probes.judges.evidence import evidence, exception
 from vllm_probes.judges.frames import FrameTable
+from vllm_probes.judges.gpu_table import gpus_idle, gpus_work
 from vllm_probes.judges.looks import doings, looks_at
 from vllm_probes.judges.scene import (
     NOTHING_BEFORE,
@@ -114,6 +116,8 @@ Result = tuple[Memory, list[Conclusion]]
 def step(table: FrameTable, memory: Memory, event: Event, state: State | None, phase: str | None) -> Result:
     """One observation in, conclusions out. `state` and `phase` are what the judge of states says at that moment."""
     memory, conclusions = _step(table, memory, event, state, phase)
+    if state in ENDED_STATES or state == "stopping":
+        memory = replace(memory, is_open=False)
     if state != "crashed" or memory.told[0] == "dead":
         return memory, conclusions
     memory, died = _died(memory, event)
@@ -124,7 +128,7 @@ def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, 
     match event:
         case AttemptStarted():
             return _attempt_started(memory, event), []
-        case StopRequested():
+        case StopRequested() | CommandEnded():
             return replace(memory, is_open=False), []
         case ProcessesSampled():
             return _processes_sampled(memory, event), []
@@ -162,7 +166,7 @@ def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | Non
     before_mono = _moved_mono(memory.moved, stage)
     pending = bool(event.requests) or bool(event.connections) or event.probed or stage != "serves"
     memory = replace(memory, moved=event.moved, pending=pending, is_counted=is_counted)
-    if _moved_mono(event.moved, stage) <= before_mono and (pending or memory.stalled):
+    if _moved_mono(event.moved, stage) <= before_mono and (pending or memory.suspicion or memory.stalled):
         return memory, []  # whoever gives up waiting does not end a hang
     over = [DoingChanged(**_stamp(event))] if memory.doing else []
     moved_time = event.time - (event.mono - _moved_mono(event.moved, stage))
@@ -206,19 +210,20 @@ def _judged(memory: Memory, event: StacksCaptured, scene: Scene, state: State | 
     start_phase = (phase or "") if stage == "starts" else None
     hang = None
     if not scene.compiles and not (scene.receives and stage == "starts"):
-        hang = find_hang(scene.standings, start_phase, _gpus_idle(memory), scene.working)
+        hang = find_hang(scene.standings, start_phase, gpus_idle(memory.cards, memory.gpus, memory.rows), scene.working)
     if memory.suspicion and _is_out_of_sight(memory.suspicion, hang, scene):
         return memory, []
-    if hang is None or not (memory.pending or memory.stalled):
+    if hang is None or not (memory.pending or memory.suspicion or memory.stalled):
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", stage)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
     memory = replace(memory, suspicion=suspicion)
     held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S) / memory.patience
-    if suspicion.count > 1 and gets_on(hang, scene, held_s, stage):
+    if memory.stalled is None and suspicion.count > 1 and _gets_on(memory, hang, scene, held_s, stage):
         memory = replace(memory, suspicion=replace(suspicion, got_on_mono=event.mono))
         return _tell(memory, event, None, (), "ok", stage)
     still_s = min(held_s, (event.mono - suspicion.got_on_mono) / memory.patience)
-    health = _health(suspicion, still_s, stage, is_sure=not hang.is_guess)
+    is_sure = not hang.is_guess and not _waits_for_other_nodes(hang, stage)
+    health = _health(suspicion, still_s, stage, is_sure=is_sure)
     return _tell(memory, event, hang, scene.standings, health, stage)
 
 
@@ -229,16 +234,15 @@ def _is_out_of_sight(suspicion: Suspicion, hang: Hang | None, scene: Scene) -> b
     return not is_same and not blind.isdisjoint(suspicion.pids)
 
 
-def _gpus_idle(memory: Memory) -> dict[int, bool]:
-    """rank -> whether its GPU does nothing, where each is clearly idle or clearly busy."""
-    found: dict[int, bool] = {}
-    gpus = GpuModel(cards=dict(memory.cards), rows=dict(memory.gpus))
-    for index, ones in residents(gpus, memory.rows).items():
-        gpu = memory.gpus.get(index)
-        for one in ones:
-            if gpu is not None and gpu.busy_percent is not None and one.row.rank is not None:
-                found[one.row.rank] = gpu.busy_percent <= IDLE_GPU_PERCENT
-    return found
+def _gets_on(memory: Memory, hang: Hang, scene: Scene, held_s: float, stage: Stage) -> bool:
+    return gets_on(hang, scene, held_s, stage, gpus_work=gpus_work(memory.cards, memory.gpus))
+
+
+def _waits_for_other_nodes(hang: Hang, stage: Stage) -> bool:
+    """All that are here have come to where they meet: who is missing may be on another node, and come late."""
+    operations = {one.classified.operation for one in hang.waiting if one.classified.class_ == "collective"}
+    is_meeting = bool(operations) and all("init" in (operation or "") for operation in operations)
+    return stage == "starts" and not hang.culprits and is_meeting
 
 
 def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:

@@ -240,8 +240,9 @@ def _gets_on(memory: Memory, hang: Hang, scene: Scene, held_s: float, stage: Sta
 
 def _waits_for_other_nodes(hang: Hang, stage: Stage) -> bool:
     """All that are here have come to where they meet: who is missing may be on another node, and come late."""
-    operations = {one.classified.operation for one in hang.waiting if one.classified.class_ == "collective"}
-    is_meeting = bool(operations) and all("init" in (operation or "") for operation in operations)
+    calls = [one.classified for one in hang.waiting if one.classified.class_ == "collective"]
+    names = [f"{call.operation} {call.site.function if call.site else ''}" for call in calls]
+    is_meeting = bool(names) and all("init" in name for name in names)
     return stage == "starts" and not hang.culprits and is_meeting
 
 

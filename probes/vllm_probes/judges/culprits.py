@@ -45,6 +45,8 @@ class Standing:
     """It has logged an exception since the last progress."""
     is_loading: bool = False
     """It is somewhere in the loading of the model."""
+    is_meeting: bool = False
+    """It sets up the communication among all ranks, of all nodes."""
     is_blind: bool = False
     """Its stacks cannot be read, and the kernel does not say enough either."""
     is_on_gpu: bool = False

@@ -13,6 +13,7 @@ from vllm_probes.rows import ProcessDoing, ProcessRow, Role, StackFile, ThreadSt
 AT_REST = frozenset(("idle", "lock", "startup_wait", "waiting_for_worker"))
 NEEDS_NO_STACK = frozenset(("stopped", "uninterruptible"))
 """What the kernel says is proof enough."""
+MEETING = frozenset(("init_process_group", "init_distributed_environment", "ncclCommInitRank", "rendezvous"))
 LOADING = "vllm/model_executor/model_loader/"
 
 
@@ -72,6 +73,7 @@ def _look(
         doing=does,
         frame=place(thread),
         failed=failed,
+        is_meeting=any(frame.function in MEETING for frame in thread.frames),
         is_blind=not thread.frames and does not in NEEDS_NO_STACK,
         is_on_gpu=any(what.class_ == "gpu_sync" for _, what in threads[1:]),
         is_loading=any(LOADING in frame.file for frame in thread.frames),

@@ -240,10 +240,7 @@ def _gets_on(memory: Memory, hang: Hang, scene: Scene, held_s: float, stage: Sta
 
 def _waits_for_other_nodes(hang: Hang, stage: Stage) -> bool:
     """All that are here have come to where they meet: who is missing may be on another node, and come late."""
-    calls = [one.classified for one in hang.waiting if one.classified.class_ == "collective"]
-    names = [f"{call.operation} {call.site.function if call.site else ''}" for call in calls]
-    is_meeting = bool(names) and all("init" in name for name in names)
-    return stage == "starts" and not hang.culprits and is_meeting
+    return stage == "starts" and not hang.culprits and all(one.is_meeting for one in hang.waiting)
 
 
 def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:

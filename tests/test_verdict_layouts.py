@@ -1,4 +1,4 @@
-"""Verdicts on layouts that a CPU does not show, written by hand: several GPUs, stages, replicas, nodes; and the rest."""
+"""Verdicts on layouts that a CPU does not show, written by hand: several GPUs, stages, replicas, nodes; and more."""
 
 import pytest
 from msgspec.structs import replace

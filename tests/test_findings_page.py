@@ -151,7 +151,7 @@ async def test_a_hang_without_stacks_says_so(script: Script, tmp_path: Path) -> 
     async with running(crashed_run(script, tmp_path, hang), tmp_path) as (app, pilot):
         await shows(app, pilot, "CAUSE")
         await pilot.press("W", "enter")
-        await shows(app, pilot, "The stacks of this hang are not there.")
+        await shows(app, pilot, "No stacks of this hang are at hand")
 
 
 async def test_a_finding_is_copied_and_all_are_saved(script: Script, tmp_path: Path) -> None:
@@ -172,6 +172,18 @@ async def test_where_nothing_can_be_written_it_says_so(script: Script, tmp_path:
         await shows(app, pilot, "CAUSE")
         await pilot.press("W", "w")
         await shows(app, pilot, "Cannot write", "Is a directory")
+
+
+async def test_the_palette_has_the_keys_of_the_page_only_there(script: Script, tmp_path: Path) -> None:
+    async with running(crashed_run(script, tmp_path, *findings()), tmp_path) as (app, pilot):
+        await shows(app, pilot, "CAUSE")
+        titles = {command.title for command in app.get_system_commands(app.screen)}
+        assert "Why it ended" in titles
+        assert "Findings: save" not in titles
+        await app.action_perform("findings")
+        titles = {command.title for command in app.get_system_commands(app.screen)}
+        assert "Findings: save" in titles
+        assert "Stacks: save" not in titles
 
 
 # --- when a key does nothing ------------------------------------------------------------------------------------------

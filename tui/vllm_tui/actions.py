@@ -63,7 +63,7 @@ def may_show_stacks(situation: Situation) -> str | None:
 def may_explain(situation: Situation) -> str | None:
     if situation.explained:
         return None
-    if situation.alive:
+    if situation.command_runs:
         return "It has not ended: why it did is told then."
     return "No failure that can be told from its log."
 

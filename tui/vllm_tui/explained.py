@@ -4,23 +4,26 @@ import re
 import textwrap
 from collections.abc import Mapping
 from functools import cache
+from typing import TYPE_CHECKING
 
-from vllm_probes.judges.rules import Rule
 from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Finding
+
+if TYPE_CHECKING:
+    from vllm_probes.judges.rules import Rule
 
 SEARCHED_CHARACTERS = 100
 _OWN_WORDS = re.compile(r"/\S+|0x[0-9a-f]+|'[^']*'|[\w-]*\d[\w.,-]*|[\"`()\[\]{}<>]")
 """What of a message is of this run alone: paths, numbers, names."""
 
 
-def rule_of(finding: Finding) -> Rule | None:
+def rule_of(finding: Finding) -> "Rule | None":
     """The rule that told it; None for a hang, for what no rule knows, and for a rule that is not there any more."""
     return _rules().get(finding.rule or "")
 
 
 @cache
-def _rules() -> Mapping[str, Rule]:
+def _rules() -> "Mapping[str, Rule]":
     """Read when they are first needed, which takes about 0.1 s."""
     from vllm_probes.keeper.rulebook import load_rulebook
 

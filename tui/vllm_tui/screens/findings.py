@@ -56,8 +56,9 @@ class FindingsPage(Page):
             self.fill(self.size.width)
 
     def _sources(self) -> tuple[object, ...]:
-        """What the page is made from; whether a lever can be pulled follows from how the attempt stands."""
-        return (self._number, self._findings, self._situation.standing, self._situation.levers)
+        """What the page is made from, and what decides whether a lever can be pulled."""
+        situation = self._situation
+        return (self._number, self._findings, situation.standing, situation.levers, situation.connection)
 
     # --- what stands on it ----------------------------------------------------------------------------------------
 
@@ -122,7 +123,9 @@ class FindingsPage(Page):
         stacks = self._situation.model.stacks
         captured = next((one for one in stacks if file in (stack.file for stack in one.stacks)), None)
         if captured is None:
-            self.app.notify("The stacks of this hang are not there.", severity="warning", markup=False)
+            self.app.notify(
+                "No stacks of this hang are at hand: s shows what there is.", severity="warning", markup=False
+            )
             return
         self.app.push_screen(StacksPage(self._situation, self._folder, captured.mono))
 

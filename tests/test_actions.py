@@ -8,6 +8,7 @@ from tests.ui_source import Script
 from vllm_probes.model import SessionModel
 from vllm_tui import actions
 from vllm_tui.app import VllmTui
+from vllm_tui.screens.findings import FindingsPage
 from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.stacks import StacksPage
 from vllm_tui.situation import Connection, Pace, Situation
@@ -35,16 +36,18 @@ def test_ids_and_keys_are_unique() -> None:
     assert len(actions.BY_ID) == len(actions.ACTIONS)
 
 
-def test_on_the_page_of_stacks_only_the_keys_of_a_recording_mean_something_else() -> None:
-    keys = keys_of("stacks")
+@pytest.mark.parametrize(("page", "others"), [("stacks", {"less_than_sign", "greater_than_sign"}), ("findings", set())])
+def test_on_a_page_only_keys_of_a_recording_mean_something_else(page: actions.Place, others: set[str]) -> None:
+    keys = keys_of(page)
     assert len(keys) == len(set(keys))
-    assert set(keys) & set(keys_of("app")) == {"less_than_sign", "greater_than_sign"}
+    assert set(keys) & set(keys_of("app")) == others
 
 
 @pytest.mark.parametrize("action", actions.ACTIONS, ids=lambda action: action.id)
 def test_every_action_is_there(action: actions.Action) -> None:
     call = action.run.partition(".")[2]
-    owner = {"app": VllmTui, "screen": MainScreen, "stacks": StacksPage}[action.place]
+    owners = {"app": VllmTui, "screen": MainScreen, "stacks": StacksPage, "findings": FindingsPage}
+    owner = owners[action.place]
     assert callable(getattr(owner, f"action_{call.partition('(')[0]}"))
 
 
@@ -69,8 +72,9 @@ def test_nothing_is_changed_without_a_keeper_that_takes_commands(action_id: str,
 
 def test_what_needs_a_running_vllm_says_so() -> None:
     ended = situation(ended=True)
-    blocked = [action.id for action in actions.ACTIONS if action.group != "Replay" and action.reason(ended)]
-    assert blocked == ["stacks", "probe", "stop", "detach"]
+    general = [action for action in actions.ACTIONS if action.group not in ("Replay", "Findings page")]
+    blocked = [action.id for action in general if action.reason(ended)]
+    assert blocked == ["stacks", "probe", "stop", "findings", "detach"]
 
 
 def test_a_blocked_lever_says_why_but_can_be_taken_off() -> None:

@@ -86,25 +86,10 @@ async def test_a_crash_shows_its_cause(script: Script, tmp_path: Path) -> None:
     )  # fmt: skip
     source.play(Exited(**script.stamp(13), code=None, signal=9, findings=[finding]))
     async with running(source, tmp_path) as (app, pilot):
-        await shows(
-            app, pilot, "was killed (SIGKILL) after 12 s", "Line 97: OSError: [Errno 98]", "Choose another --port."
-        )
+        await shows(app, pilot, "was killed (SIGKILL) after 12 s", "CAUSE · port · line 97", "→ Choose another --port.")
         await shows(app, pilot, "ran 0:00:12")
         rows = screen_text(app).splitlines()
-        assert "Line 97" in rows[1]
-
-
-async def test_an_unknown_cause_is_one_short_line(script: Script, tmp_path: Path) -> None:
-    source = crashed(script, tmp_path)
-    finding = Finding(
-        rule=None, class_="other", role="cause", severity="error", file="attempt-1.log", line_number=505,
-        line="(EngineCore pid=27360) ERROR 11-21 14:26:04 [core.py:57] TimeoutError: no answer",
-        why="The first error in the log.", fix="Read the lines around it.",
-    )  # fmt: skip
-    source.play(Exited(**script.stamp(13), code=1, signal=None, findings=[finding]))
-    sentence = "✖ Line 505: EngineCore: TimeoutError: no answer — The first error in the log; ] goes there."
-    async with running(source, tmp_path) as (app, pilot):
-        await shows(app, pilot, sentence)
+        assert rows[2].strip() == "OSError: [Errno 98] Address already in use"
 
 
 async def test_a_notice_of_a_second_attempt_is_drawn(script: Script, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ async def test_help_lists_every_key_with_reasons(script: Script, tmp_path: Path,
         await shows(app, pilot, "capture the Python stacks", "where it is grey: This view is read-only")
         assert screen_text(app).count("This view is read-only") == 1
         await pilot.press("G")
-        await shows(app, pilot, "show every key")
+        await shows(app, pilot, "write all findings")
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, MainScreen))
 

@@ -9,9 +9,9 @@ from textual.binding import Binding
 from vllm_probes.launch.takeover import refusal
 from vllm_tui.situation import Situation
 
-Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Replay"]
-Place = Literal["app", "screen", "stacks"]
-"""Where a key works: on every screen, on the main one, on the page of stacks."""
+Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Findings page", "Replay"]
+Place = Literal["app", "screen", "stacks", "findings"]
+"""Where a key works: on every screen, on the main one, on the page of stacks, on that of findings."""
 Reason = Callable[[Situation], str | None]
 """Why an action cannot be done now, as a sentence; None: it can."""
 
@@ -60,6 +60,14 @@ def may_show_stacks(situation: Situation) -> str | None:
     return None if situation.model.stacks else may_capture(situation)
 
 
+def may_explain(situation: Situation) -> str | None:
+    if situation.explained:
+        return None
+    if situation.command_runs:
+        return "It has not ended: why it did is told then."
+    return "No failure that can be told from its log."
+
+
 def may_pull(lever: str) -> Reason:
     """The lever fits this command, or is on and can be taken off."""
 
@@ -94,6 +102,8 @@ _KEY_LABELS = {
     "ctrl+p": "Ctrl+P",
 }
 NEVER = 99
+PAGES: dict[Group, Place] = {"Stacks page": "stacks", "Findings page": "findings"}
+"""Groups of keys that work on one page only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +125,8 @@ class Action:
 
     @property
     def place(self) -> Place:
-        if self.group == "Stacks page":
-            return "stacks"
+        if self.group in PAGES:
+            return PAGES[self.group]
         return "app" if self.run.startswith("app.") else "screen"
 
     @property
@@ -176,6 +186,8 @@ ACTIONS: tuple[Action, ...] = (
            "Screen", "screen.toggle_panels", 14),
     Action("details", "D", "details", "command, debug settings with their cost, attempts, GPUs, host, troubles",
            "Screen", "app.show_details", 16),
+    Action("findings", "W", "why", "why it ended: every finding with what to do, its line and its documentation",
+           "Screen", "app.show_findings", 15, may_explain, "Why it ended"),
     Action("stacks-view", "v", "processes", "process by process, or all of them in one drawing",
            "Stacks page", "screen.switch('merged')", title="Stacks: process by process, or merged"),
     Action("stacks-threads", "t", "threads", "their other threads as well",
@@ -196,6 +208,16 @@ ACTIONS: tuple[Action, ...] = (
            "Stacks page", "screen.copy", title="Stacks: copy"),
     Action("stacks-save", "w", "save", "write everything of this capture to a text file beside its snapshots",
            "Stacks page", "screen.save", title="Stacks: save"),
+    Action("findings-next", "n", "next", "go to the next finding",
+           "Findings page", "screen.choose(1)", reason=may_explain, title="Findings: next"),
+    Action("findings-previous", "N", "before", "go to the finding before",
+           "Findings page", "screen.choose(-1)", reason=may_explain, title="Findings: before"),
+    Action("findings-go", "enter", "go there", "go to its line in the log; from a hang to its stacks",
+           "Findings page", "screen.go_there", reason=may_explain, title="Findings: go there"),
+    Action("findings-copy", "y", "copy", "copy the chosen finding to the clipboard",
+           "Findings page", "screen.copy", reason=may_explain, title="Findings: copy"),
+    Action("findings-save", "w", "save", "write all findings to a text file in the session folder",
+           "Findings page", "screen.save", reason=may_explain, title="Findings: save"),
     Action("pause", "space", "pause", "pause the recording, or go on",
            "Replay", "app.replay('toggle_pause')", 3, replays),
     Action("step", "full_stop", "step", "pause and play one moment",
@@ -216,7 +238,7 @@ ACTIONS: tuple[Action, ...] = (
 # fmt: on
 
 BY_ID = {action.id: action for action in ACTIONS}
-GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Stacks page", "Replay")
+GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Stacks page", "Findings page", "Replay")
 
 
 def bindings(place: Place) -> list[Binding]:
@@ -234,10 +256,15 @@ def in_group(group: Group, situation: Situation) -> Iterator[Action]:
         yield from (action for action in ACTIONS if action.group == group)
 
 
-def palette(situation: Situation, *, on_stacks: bool) -> Iterator[tuple[Action, str]]:
-    """Every action with its help, and why it cannot be done now; those of the page of stacks only there."""
+def of_lever(lever: str) -> Action | None:
+    """The key that puts a lever on."""
+    return next((action for action in ACTIONS if action.run == f"app.toggle_lever('{lever}')"), None)
+
+
+def palette(situation: Situation, page: Group | None) -> Iterator[tuple[Action, str]]:
+    """Every action with its help, and why it cannot be done now; those of a page only where it is shown."""
     for group in GROUPS:
-        for action in in_group(group, situation) if on_stacks or group != "Stacks page" else ():
+        for action in in_group(group, situation) if group == page or group not in PAGES else ():
             reason = action.reason(situation)
             yield action, f"{action.key_label}: {action.help}" + (f" — not now: {reason}" if reason else "")
 
@@ -268,6 +295,8 @@ _TABLE_HEAD = ("| key | what it does |", "|---|---|")
 def markdown_table() -> str:
     """The keys as tables for the README."""
     rows = {action: f"| `{action.key_label}` | {action.help} |" for action in ACTIONS}
-    general = [row for action, row in rows.items() if action.place != "stacks"]
-    on_stacks = [row for action, row in rows.items() if action.place == "stacks"]
-    return "\n".join([*_TABLE_HEAD, *general, "", "On the page of stacks:", "", *_TABLE_HEAD, *on_stacks]) + "\n"
+    parts = [*_TABLE_HEAD, *(row for action, row in rows.items() if action.group not in PAGES)]
+    for group, place in PAGES.items():
+        on_page = [row for action, row in rows.items() if action.group == group]
+        parts += ["", f"On the page of {place}:", "", *_TABLE_HEAD, *on_page]
+    return "\n".join(parts) + "\n"

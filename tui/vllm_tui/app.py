@@ -202,8 +202,8 @@ class VllmTui(App[AppResult]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Every action by its name, and Textual's theme."""
-        on_stacks = isinstance(screen, Page) and screen.is_of_stacks
-        for action, explained in actions.palette(self.situation, on_stacks=on_stacks):
+        page = screen.group if isinstance(screen, Page) else None
+        for action, explained in actions.palette(self.situation, page):
             name = action.title or action.label.capitalize()
             yield SystemCommand(name, explained, partial(self.action_perform, action.id))
         yield SystemCommand("Theme", "choose other colours", self.action_change_theme)
@@ -321,20 +321,25 @@ class VllmTui(App[AppResult]):
     def action_show_help(self) -> None:
         from vllm_tui.screens.help import HelpPage
 
-        self._open_page(HelpPage)
+        self._open_page(HelpPage(self.situation))
 
     def action_show_details(self) -> None:
         from vllm_tui.screens.details import DetailsPage
 
-        self._open_page(DetailsPage)
+        self._open_page(DetailsPage(self.situation))
 
-    def _open_page(self, page: type[Page]) -> None:
+    def action_show_findings(self) -> None:
+        from vllm_tui.screens.findings import FindingsPage
+
+        self._open_page(FindingsPage(self.situation, self._folder))
+
+    def _open_page(self, page: Page) -> None:
         """Show a page, in the place of another one."""
-        if isinstance(self.screen, page):
+        if isinstance(self.screen, type(page)):
             return
         if isinstance(self.screen, Page):
             self.pop_screen()
-        self.push_screen(page(self.situation))
+        self.push_screen(page)
 
     # --- recordings -----------------------------------------------------------------------------------------------
 

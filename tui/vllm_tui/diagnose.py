@@ -4,7 +4,6 @@ import gzip
 import json
 import re
 import sys
-import textwrap
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,16 +18,14 @@ from vllm_probes.judges.diagnosis import LINE_LIMIT_BYTES, diagnose
 from vllm_probes.judges.rules import Rule, RuleSet
 from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Finding
+from vllm_tui.explained import search_line
 from vllm_tui.format import printable, wrapped
 
 STANDARD_INPUT = "-"
 COLOURS = {"fatal": "red", "error": "red", "warning": "yellow", "info": "cyan"}
 LINE_CHARACTERS = 400
-SEARCHED_CHARACTERS = 100
 _GZIP = b"\x1f\x8b"
 _STAMP = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d")
-_OWN_WORDS = re.compile(r"/\S+|0x[0-9a-f]+|'[^']*'|[\w-]*\d[\w.,-]*|[\"`()\[\]{}<>]")
-"""What of a message is of this run alone: paths, numbers, names."""
 
 
 class DiagnoseError(Exception):
@@ -103,12 +100,6 @@ def as_lines(findings: Sequence[Finding], rules: RuleSet, width: int) -> Iterato
         if number == 0 and finding.severity in ("error", "fatal"):
             yield f"  look for it: {search_line(finding)}", None
         yield "", None
-
-
-def search_line(finding: Finding) -> str:
-    """A query for the issue tracker: the message without what is of this run alone."""
-    words = _OWN_WORDS.sub(" ", parse_line(finding.line).message).split()
-    return textwrap.shorten(f"repo:vllm-project/vllm {' '.join(words)}", SEARCHED_CHARACTERS, placeholder="")
 
 
 def explanation(rules: RuleSet, rule_id: str, width: int) -> list[str]:

@@ -37,6 +37,11 @@ class Situation:
         return self.model.attempt
 
     @property
+    def explained(self) -> AttemptModel | None:
+        """The latest attempt whose end has findings."""
+        return next((one for one in reversed(self.model.attempts) if one.exited and one.exited.findings), None)
+
+    @property
     def leftovers(self) -> list[ProcessRef]:
         return self.attempt.leftovers if self.attempt else []
 

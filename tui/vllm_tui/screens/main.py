@@ -9,6 +9,7 @@ from vllm_tui import actions
 from vllm_tui.logfeed import LogFeed
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.engine import EnginePanel, EngineSummary
+from vllm_tui.widgets.findings import FindingsPanel
 from vllm_tui.widgets.gpus import GpuPanel, GpuSummary
 from vllm_tui.widgets.header import Header
 from vllm_tui.widgets.host import HostLine
@@ -42,6 +43,7 @@ class MainScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         yield Header(id="header")
         yield VerdictBanner(id="verdict")
+        yield FindingsPanel(id="findings")
         yield Notices(id="notices")
         with Vertical(id="summaries"):
             yield GpuSummary()
@@ -72,6 +74,13 @@ class MainScreen(Screen[None]):
 
     def poll_log(self) -> None:
         self.log_pane.poll()
+
+    def show_line(self, attempt: int, number: int) -> None:
+        """Go to a line of an attempt's log, also where the log is hidden behind panels."""
+        if self.has_class("-narrow", "-toggled"):
+            self.remove_class("-toggled")
+        self.log_pane.view.focus()
+        self.log_pane.show_line(attempt, number)
 
     def action_toggle_panels(self) -> None:
         if not self._has_tables:

@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.events import Resize
 from textual.screen import Screen
 
+from vllm_tui.actions import Group
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.header import Header
 from vllm_tui.widgets.rows import Rows, Title
@@ -24,7 +25,8 @@ class Page(Screen[None]):
         Binding("G", "scroll_to_end(True)", "end", show=False),
     ]
 
-    is_of_stacks: ClassVar[bool] = False
+    group: ClassVar[Group | None] = None
+    """Of the keys that work here only."""
 
     def __init__(self, situation: Situation) -> None:
         super().__init__()

@@ -27,15 +27,15 @@ class StacksPage(Page):
     """Shows the latest capture, or an older one that was chosen."""
 
     BINDINGS = [*actions.bindings("stacks")]
-    is_of_stacks = True
+    group = "Stacks page"
 
     capturing: reactive[int] = reactive(0, init=False)
     """How many captures were asked for and have not come."""
 
-    def __init__(self, situation: Situation, folder: Path) -> None:
+    def __init__(self, situation: Situation, folder: Path, chosen_mono: float | None = None) -> None:
         super().__init__(situation)
         self._folder = folder
-        self._chosen_mono: float | None = None
+        self._chosen_mono = chosen_mono
         """Of the capture to show; None: whatever is the latest."""
         self._drawn_from: tuple[object, ...] = ()
         self._merged, self._by_line, self._folded, self._all_threads = True, False, True, False
@@ -52,7 +52,7 @@ class StacksPage(Page):
             ("y", "copy"),
             ("w", "save"),
             ("s", "again"),
-            ("n p", "part"),
+            ("n N", "part"),
         )
 
     @property

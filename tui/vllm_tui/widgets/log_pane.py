@@ -59,6 +59,14 @@ class LogPane(Vertical):
         if self._feed.rows:
             self.view.show(self._feed.rows)
 
+    def show_line(self, attempt: int, number: int) -> None:
+        """Go to line `number` (from 1) of an attempt's log, with all the lines around it."""
+        if attempt != self._feed.attempt:
+            self._open(attempt)
+        if self._filters():
+            self._filter(None, None)
+        self.view.go_to_line(number - 1)
+
     def poll(self) -> None:
         """Look whether the log has grown."""
         if self._feed.refresh():

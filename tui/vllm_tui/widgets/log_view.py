@@ -158,6 +158,12 @@ class LogView(Widget, can_focus=True):
             self._top = row - self.size.height // 2
         self._settle()
 
+    def go_to_line(self, line: int) -> None:
+        """Put the cursor on a line, from 0, amid the window; on one that is not indexed yet, as soon as it is."""
+        self.following, self._anchor = False, line
+        self._go_to_anchor()
+        self._settle()
+
     def follow(self) -> None:
         """Show the end and stay there."""
         self.following, self._anchor = True, None

@@ -1,16 +1,15 @@
-"""Lines below the header that are there only when something is wrong: leftovers, the cause of a crash, a full disk."""
+"""Lines below the header that are there only when something is wrong: leftovers, a lost keeper, a full disk."""
 
 from collections.abc import Iterator
 
 from textual.content import Content
 
-from vllm_probes.events import Exited, ProbeFinished
+from vllm_probes.events import ProbeFinished
 from vllm_probes.gpus import strangers, visible_to_run
 from vllm_probes.judges.gpu_signatures import HELD_BYTES
 from vllm_probes.judges.probing import meaning, served
-from vllm_probes.log.line import parse_line
 from vllm_probes.model import AttemptModel
-from vllm_probes.rows import Finding, Hold
+from vllm_probes.rows import Hold
 from vllm_tui import actions
 from vllm_tui.format import duration, ending, plural, printable, program_name, size
 from vllm_tui.situation import Situation, lasted_s
@@ -20,7 +19,7 @@ FEW_FREE_BYTES = 1 << 30
 WARN_BELOW_S = 2 * 3600.0
 PROBE_SHOWN_S = 60.0
 MAX_ROWS = 8
-_LOOKS = {
+LOOKS = {
     "error": ("✖", "bold $text-error"),
     "warning": ("▲", "$text-warning"),
     "info": ("•", "$text-accent"),
@@ -37,7 +36,7 @@ class Notices(Panel):
 
 def notice_rows(severity: str, text: str, width: int) -> list[Content]:
     """One notice: its symbol, then the text wrapped beside it."""
-    symbol, style = _LOOKS[severity]
+    symbol, style = LOOKS[severity]
     return hanging(Content.styled(f" {symbol} ", f"bold {style}"), Content.styled(printable(text), style), width)
 
 
@@ -85,9 +84,7 @@ def hold_sentence(hold: Hold) -> str:
 
 
 def ending_notices(attempt: AttemptModel, may_act: bool) -> Iterator[tuple[str, str]]:
-    """Why the command ended, how, what it left behind, and, where this view may act, what can be done."""
-    if attempt.exited:
-        yield from cause_notices(attempt.exited)
+    """How the command ended, what it left behind, and, where this view may act, what can be done."""
     if attempt.leftovers:
         yield "error", leftover_sentence(attempt, may_act)
     elif attempt.ended and (attempt.state == "crashed" or attempt.ended.error):
@@ -131,22 +128,6 @@ def command_name(attempt: AttemptModel) -> str:
     if attempt.launch.expects_vllm and ("serve" in argv or any("api_server" in word for word in argv)):
         return "APIServer"
     return program_name(argv)
-
-
-def cause_notices(exited: Exited) -> Iterator[tuple[str, str]]:
-    """The root cause of the post-mortem in the log, with what to do about it; a hang has its banner."""
-    causes = [one for one in exited.findings if one.severity in ("error", "fatal") and one.rule != "hang"]
-    if causes:
-        yield "error", finding_sentence(causes[0])
-
-
-def finding_sentence(finding: Finding) -> str:
-    """`Line 97: EngineCore: OSError: … — the port is taken. Fix: …`; the line is without what the logger put before."""
-    parsed = parse_line(finding.line)
-    said = f"{parsed.process}: {parsed.message}" if parsed.process else parsed.message
-    fix = f" Fix: {finding.fix}" if finding.fix else ""
-    known = f"{finding.why}{fix}" if finding.rule else f"{finding.why.rstrip('.')}; ] goes there."
-    return f"Line {finding.line_number:,}: {said.strip()} — {known}"
 
 
 def probe_notices(situation: Situation, attempt: AttemptModel) -> Iterator[tuple[str, str]]:

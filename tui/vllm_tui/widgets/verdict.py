@@ -30,7 +30,8 @@ class VerdictBanner(Panel):
         title = Content.styled(f"{symbol} {verdict.health.upper()} {lasted}".rstrip(), f"bold {style}")
         kind = Content.styled("" if verdict.kind in (None, "unknown") else verdict.kind.replace("_", " "), style)
         head = hanging(Content("   "), Content.styled(printable(verdict.summary), f"bold {style}"), width)
-        course = hanging(Content("   "), joined(list(timeline(attempt)), " → "), width) if attempt.ended else []
+        steps = list(timeline(attempt))
+        course = hanging(Content("   "), joined(steps, " → "), width) if steps else []
         patience = [row.truncate(width, ellipsis=True) for row in deadline_rows(self._situation)]
         return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width), *patience]
 

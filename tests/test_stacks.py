@@ -20,7 +20,8 @@ from tests.conftest import Spawn, WaitFor
 from tests.test_threads import NUMBERS, ONLY_ROOT, VFORK, all_in_call, in_vfork
 from vllm_probes.rows import Frame, ProcessRef, StackFile, ThreadStack
 from vllm_probes.sensors import stacks
-from vllm_probes.sensors.stacks import MAX_THREADS, capture, explain, find_py_spy, join, shorten
+from vllm_probes.sensors.py_spy import explain, find_py_spy
+from vllm_probes.sensors.stacks import MAX_THREADS, capture, join, shorten
 from vllm_probes.sensors.threads import ThreadFacts, facts
 from vllm_probes.sensors.tree import descendants
 

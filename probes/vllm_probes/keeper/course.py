@@ -13,6 +13,7 @@ from vllm_probes.keeper.attached import GONE, is_there, started
 from vllm_probes.keeper.attempts import Attempt, first_attempt, next_attempt
 from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.gate import Gate
+from vllm_probes.keeper.obstacle import tell_obstacle
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
 from vllm_probes.launch.attempt import Ending, read_exit
@@ -88,6 +89,7 @@ class Course:
         self._hurry.clear()
         self._watch_attempt()
         self._note_outsider()
+        self._start(tell_obstacle(self._stream, bare=self._launch.bare))
 
     def _watch_attempt(self) -> None:
         watch = self.watch = Watch(self._stream, self._folder, self._launch, self._rules, self.attached)

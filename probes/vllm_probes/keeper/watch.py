@@ -193,7 +193,9 @@ class Watch:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time']:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))
-        files = await stacks.capture(stacks.targets(self.rows.values()), folder, timeout_s=timeout_s)
+        own_pids = {row.pid for row in self.rows.values() if not row.foreign and self._attached is None}
+        targets = stacks.targets(self.rows.values())
+        files = await stacks.capture(targets, folder, timeout_s=timeout_s, own_pids=own_pids)
         captured = StacksCaptured(
             **self._stream.stamp(),
             reason=reason,

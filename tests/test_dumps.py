@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Spawn, WaitFor
+from tests.hooked import TALKS, THREAD_WAITS, TWO_WAIT, WAITS, Settle, Start, Two, said
 from tests.test_hook import environment, every_python
 from tests.test_threads import ONLY_ROOT, in_vfork
 from vllm_probes.sensors import dumps
@@ -21,63 +21,7 @@ from vllm_probes.sensors.dumps import Call, DumpError, dump, has_hook, parse
 from vllm_probes.sensors.threads import SignalState, facts, signal_state
 from vllm_probes.sensors.tree import descendants
 
-Process = subprocess.Popen[bytes]
-Start = Callable[..., Process]
-Settle = Callable[[Process, Collection[int]], None]
-
-TALKS = "import os, sys, threading, time\ndef say(*words): print(*words, flush=True)\n"
-WAITS = TALKS + "def wait_for_work(): threading.Event().wait()\n"
-THREAD_WAITS = WAITS + "threading.Thread(target=wait_for_work).start()\nsay(threading.enumerate()[1].native_id)\n"
-TWO_WAIT = THREAD_WAITS + "wait_for_work()"
-
-
-@pytest.fixture
-def started(spawned: Spawn) -> Start:
-    """`started(code)`: a hooked Python that runs it."""
-
-    def start(code: str, *arguments: str, python: str = sys.executable, hook: bool = True) -> Process:
-        return spawned([python, "-c", code, *arguments], env=environment(hook=hook), stdout=subprocess.PIPE)
-
-    return start
-
-
-def said(process: Process) -> list[int]:
-    """The numbers in the next line of it."""
-    assert process.stdout
-    return [int(word) for word in process.stdout.readline().split()]
-
-
-@pytest.fixture
-def settle(wait_for: WaitFor) -> Settle:
-    """`settle(process, threads)` waits until these have not run for as long as a dump looks at them, and longer."""
-
-    def wait(process: Process, threads: Collection[int]) -> None:
-        last: dict[int, list[bytes]] = {thread: [] for thread in threads}
-
-        def have_come_to_rest() -> bool:
-            for thread, turns in last.items():
-                turns.append(dumps._turns(process.pid, thread))
-            return all(len(turns) > 5 and set(turns[-5:]) == {turns[-1]} for turns in last.values())
-
-        wait_for(have_come_to_rest, 30)
-
-    return wait
-
-
-@pytest.fixture
-def two(started: Start, settle: Settle) -> Callable[..., tuple[Process, int]]:
-    """`two(code)`: a process whose main thread has said something and rests, and the id of another one that does."""
-
-    def start(code: str = TWO_WAIT, *arguments: str, python: str = sys.executable) -> tuple[Process, int]:
-        process = started(code, *arguments, python=python)
-        [other] = said(process)
-        settle(process, [process.pid, other])
-        return process, other
-
-    return start
-
-
-Two = Callable[..., tuple[Process, int]]
+pytest_plugins = ["tests.stack_fixtures"]
 
 
 def dumped(pid: int, timeout_s: float = 20.0) -> dict[int, list[Call]]:
@@ -354,7 +298,7 @@ def test_one_of_another_user(two: Two) -> None:
 
 
 @ONLY_ROOT
-def test_one_in_a_container_has_an_id_of_its_own(spawned: Spawn, settle: Settle, wait_for: WaitFor) -> None:
+def test_one_in_a_container_has_an_id_of_its_own(spawned: Spawn, wait_for: WaitFor) -> None:
     outer = spawned(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", TWO_WAIT],
         env=environment(),
@@ -363,7 +307,6 @@ def test_one_in_a_container_has_an_id_of_its_own(spawned: Spawn, settle: Settle,
     said(outer)
     [pid] = wait_for(lambda: [pid for pid in descendants(outer.pid) if len(facts(pid)) == 2])
     other = max(facts(pid))
-    settle(outer, [])
     found = wait_for(lambda: dumped(pid))
     assert ["wait_for_work" in functions(found[thread]) for thread in (pid, other)] == [True, True]
 

@@ -27,6 +27,7 @@ from vllm_probes.sensors.py_spy import explain
 from vllm_probes.sensors.stacks import capture
 from vllm_probes.sensors.threads import facts
 from vllm_probes.sensors.tree import descendants
+from vllm_tui.screens.stack_processes import process_rows, read_stacks
 from vllm_tui.stackfiles import read_threads
 
 pytest_plugins = ["tests.stack_fixtures"]
@@ -69,8 +70,11 @@ def shows_both(found: StackFile, folder: Path, other: int) -> None:
 def test_the_process_is_asked(script: str, two: Two, fake_py_spy: Fake, tmp_path: Path) -> None:
     process, other = two()
     fake_py_spy(script)
-    shows_both(captured(process.pid, tmp_path, timeout_s=0.5 if "sleep" in script else 20), tmp_path, other)
+    found = captured(process.pid, tmp_path, timeout_s=0.5 if "sleep" in script else 20)
+    shows_both(found, tmp_path, other)
     assert process.poll() is None
+    head, *_ = process_rows(read_stacks(tmp_path, found), 120, all_threads=False)
+    assert head.plain.endswith("+ 1 thread  as it told itself: without threads that ran")
 
 
 def test_the_process_is_asked_without_py_spy(two: Two, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -136,10 +136,12 @@ def _leads_to(link: str) -> str:
 
 async def _ask_all(pid: int, page: _Page, answers: dict[int, str]) -> None:
     """Fill in the answers, one after the other: the main thread shows whether the handler is that of the hook."""
-    if is_frozen(pid) or any(signal_state(pid, thread, SIGUSR2).is_held for thread in page.silent):
+    before = {thread: signal_state(pid, thread, SIGUSR2) for thread in page.silent}
+    if is_frozen(pid) or any(one.is_held for one in before.values()):
         return  # whatever is asked now, or was asked before, is answered at any time later
     if page.answer():
         page.turn(page.silent[:-1])
+    page.silent = [thread for thread in page.silent if before[thread].state != "X"]
     for _ in range(LOOKS):
         threads = {int(thread) for thread in tree.listing(f"/proc/{pid}/task")} - {*page.silent, *answers}
         turns = {thread: _turns(pid, thread) for thread in sorted(threads, key=lambda thread: (thread != pid, thread))}

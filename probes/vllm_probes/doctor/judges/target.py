@@ -7,7 +7,9 @@ from vllm_probes.doctor.check import Check, note, ok, problem, warning
 from vllm_probes.doctor.facts import Attempt, TargetFacts, TracingFacts
 
 _DENIED = re.compile(r"permission denied|operation not permitted", re.IGNORECASE)
-_NO_STACKS = "Of a vLLM that vllm-tui starts, processes show their stacks only while they stand still; of others none do."
+_NO_STACKS = (
+    "Of a vLLM that vllm-tui starts, processes show their stacks only while they stand still; of others none do."
+)
 _HOOKED_ALONE = "Only a vLLM that vllm-tui starts shows its stacks: it lets every process read it."
 _INSTALL = "Install it into the Python that runs vllm-tui: `pip install py-spy`"
 

@@ -10,8 +10,8 @@ import pytest
 from tests.conftest import Spawn, WaitFor
 from tests.hooked import TWO_WAIT, Fake, Process, Settle, Start, Two, said
 from tests.test_hook import environment
-from vllm_probes.sensors import dumps
 from vllm_probes.sensors.py_spy import find_py_spy
+from vllm_probes.sensors.threads import switch_count
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def settle(wait_for: WaitFor) -> Settle:
     """`settle(process, threads)` waits until these have not run for as long as a dump looks at them, and longer."""
 
     def wait(process: Process, threads: Collection[int]) -> None:
-        last: dict[int, list[bytes]] = {thread: [] for thread in threads}
+        last: dict[int, list[int | None]] = {thread: [] for thread in threads}
 
         def have_come_to_rest() -> bool:
-            for thread, turns in last.items():
-                turns.append(dumps._turns(process.pid, thread))
-            return all(len(turns) > 5 and set(turns[-5:]) == {turns[-1]} for turns in last.values())
+            for thread, counts in last.items():
+                counts.append(switch_count(process.pid, thread))
+            return all(len(counts) > 5 and set(counts[-5:]) == {counts[-1]} for counts in last.values())
 
         wait_for(have_come_to_rest, 30)
 

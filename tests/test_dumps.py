@@ -18,7 +18,7 @@ from tests.test_hook import environment, every_python
 from tests.test_threads import ONLY_ROOT, in_vfork
 from vllm_probes.sensors import dumps
 from vllm_probes.sensors.dumps import Call, DumpError, dump, has_hook, parse
-from vllm_probes.sensors.threads import SignalState, facts, signal_state
+from vllm_probes.sensors.threads import SignalState, facts, signal_state, switch_count
 from vllm_probes.sensors.tree import descendants
 
 pytest_plugins = ["tests.stack_fixtures"]
@@ -115,13 +115,13 @@ def test_threads_that_are_not_pythons_are_asked_once(two: Two, native: str) -> N
         "say(*{*map(int, os.listdir('/proc/self/task'))} - {os.getpid()}); wait_for_work()\n"
     )
     process, other = two(code, native)
-    turns = dumps._turns(process.pid, other)
+    switches = switch_count(process.pid, other)
     assert list(dumped(process.pid)) == [process.pid]
-    woken = dumps._turns(process.pid, other)
-    assert woken != turns
+    woken = switch_count(process.pid, other)
+    assert woken != switches
     assert page(process.pid) == b"%d\n" % other
     assert list(dumped(process.pid)) == [process.pid]
-    assert dumps._turns(process.pid, other) == woken
+    assert switch_count(process.pid, other) == woken
 
 
 # --- what cannot be had, and why ------------------------------------------------------------------------------------
@@ -133,6 +133,17 @@ def test_whoever_runs_is_not_asked(started: Start, code: str) -> None:
     said(process)
     assert refused(process.pid) == "it runs, and answers safely only while it stands still"
     assert page(process.pid) == b""
+
+
+def test_two_who_ask_wait_for_each_other(two: Two) -> None:
+    process, other = two()
+
+    async def both() -> list[dict[int, list[Call]]]:
+        return await asyncio.gather(*(dump(process.pid, timeout_s=20) for _ in range(4)))
+
+    found = asyncio.run(both())
+    assert all(list(one) == [process.pid, other] for one in found)
+    assert found[1:] == found[:1] * 3
 
 
 def test_nor_is_c_code_that_uses_the_cpu_or_anyone_beside_it(started: Start, settle: Settle, native: str) -> None:

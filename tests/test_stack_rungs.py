@@ -22,10 +22,10 @@ from tests.test_hook import environment
 from tests.test_stacks import called, ref
 from tests.test_threads import NUMBERS, ONLY_ROOT, VFORK, in_vfork
 from vllm_probes.rows import StackFile
-from vllm_probes.sensors import dumps, stacks
+from vllm_probes.sensors import stacks
 from vllm_probes.sensors.py_spy import explain
 from vllm_probes.sensors.stacks import capture
-from vllm_probes.sensors.threads import facts
+from vllm_probes.sensors.threads import facts, switch_count
 from vllm_probes.sensors.tree import descendants
 from vllm_tui.screens.stack_processes import process_rows, read_stacks
 from vllm_tui.stackfiles import read_threads
@@ -85,20 +85,20 @@ def test_the_process_is_asked_without_py_spy(two: Two, monkeypatch: pytest.Monke
 
 def test_whom_py_spy_reads_is_not_asked(two: Two, tmp_path: Path) -> None:
     process, _ = two()
-    turns = dumps._turns(process.pid, process.pid)
+    switches = switch_count(process.pid, process.pid)
     assert captured(process.pid, tmp_path).rung == "py-spy"
-    assert dumps._turns(process.pid, process.pid) == turns
+    assert switch_count(process.pid, process.pid) == switches
 
 
 def test_whom_we_have_not_started_is_not_asked(two: Two, fake_py_spy: Fake, tmp_path: Path) -> None:
     process, _ = two()
     fake_py_spy(saying(DENIED))
-    turns = dumps._turns(process.pid, process.pid)
+    switches = switch_count(process.pid, process.pid)
     found = captured(process.pid, tmp_path, own=False)
     assert (found.rung, found.file) == ("proc", None)
     assert str(found.error).startswith(NO_DENIAL.format(pid=process.pid))
     assert [(thread.thread_id, thread.state, thread.frames) for thread in found.threads] == [(process.pid, "S", [])]
-    assert dumps._turns(process.pid, process.pid) == turns
+    assert switch_count(process.pid, process.pid) == switches
 
 
 DENYING = """

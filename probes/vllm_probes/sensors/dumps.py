@@ -12,6 +12,7 @@ but for the calls that never do (signal(7)): a thread that gives no answer is no
 import asyncio
 import ctypes
 import errno
+import fcntl
 import os
 import re
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from vllm_probes.hook.sitecustomize import DESCRIPTORS, SIGUSR2, STACKS
 from vllm_probes.sensors import tree
-from vllm_probes.sensors.threads import ids_inside, is_frozen, signal_state
+from vllm_probes.sensors.threads import ids_inside, is_frozen, signal_state, switch_count
 
 LOOK_S, LOOKS = 0.02, 3
 """For how long a thread must not have run before it is asked, and how often that is tried. One that waits for its turn
@@ -52,7 +53,7 @@ async def dump(pid: int, *, timeout_s: float = 2.0) -> dict[int, list[Call]]:
     """The Python calls of each thread that is at rest, by its id, the main thread first; 100 calls, innermost first.
 
     Nothing of a process without the hook, of another user, or that has ended. Threads that run, or wait inside the
-    kernel (D), are left out. One call at a time for each process.
+    kernel (D), are left out.
 
     Raises:
         DumpError: its main thread does not answer. No other is asked then: the handler may be somebody else's.
@@ -74,8 +75,8 @@ async def dump(pid: int, *, timeout_s: float = 2.0) -> dict[int, list[Call]]:
 
 def has_hook(pid: int) -> bool:
     """Whether it can be asked at all: a Python of this user that was started with the hook."""
-    with suppress(OSError), _page_of(pid):
-        return True
+    with suppress(PermissionError):
+        return bool(_path(pid))
     return False
 
 
@@ -97,6 +98,16 @@ class _Page:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self.silent: list[int] = []
+
+    async def take(self) -> None:
+        """Read it as soon as nobody else asks the same process (flock(2))."""
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(LONGEST_PAUSE_S)
         self.silent = [int(word) for word in self._text().partition("\n")[0].split() if word.isdecimal()]
 
     def turn(self, silent: list[int]) -> None:
@@ -114,18 +125,22 @@ class _Page:
 
 @contextmanager
 def _page_of(pid: int) -> Iterator[_Page]:
-    """Its own one: a fork that knew nothing of the hook still has that of its parent, which has another name.
-
-    Raises OSError; FileNotFoundError: it has none.
-    """
-    own_id = next((inside for inside, outside in ids_inside(pid).items() if outside == pid), pid)
-    links = (f"/proc/{pid}/fd/{number}" for number in DESCRIPTORS)
-    path = next((link for link in links if _leads_to(link) == f"{STACKS}{own_id} (deleted)"), "")
-    descriptor = os.open(path, os.O_RDWR)
+    """Raises OSError; FileNotFoundError: it has none."""
+    descriptor = os.open(_path(pid), os.O_RDWR)
     try:
         yield _Page(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _path(pid: int) -> str:
+    """Of the file of its own; "" where it has none: a fork that knew nothing of the hook has that of its parent.
+
+    Raises PermissionError.
+    """
+    own_id = next((inside for inside, outside in ids_inside(pid).items() if outside == pid), pid)
+    links = (f"/proc/{pid}/fd/{number}" for number in DESCRIPTORS)
+    return next((link for link in links if _leads_to(link) == f"{STACKS}{own_id} (deleted)"), "")
 
 
 def _leads_to(link: str) -> str:
@@ -136,6 +151,7 @@ def _leads_to(link: str) -> str:
 
 async def _ask_all(pid: int, page: _Page, answers: dict[int, str]) -> None:
     """Fill in the answers, one after the other: the main thread shows whether the handler is that of the hook."""
+    await page.take()
     before = {thread: signal_state(pid, thread, SIGUSR2) for thread in page.silent}
     if is_frozen(pid) or any(one.is_held for one in before.values()):
         return  # whatever is asked now, or was asked before, is answered at any time later
@@ -144,24 +160,21 @@ async def _ask_all(pid: int, page: _Page, answers: dict[int, str]) -> None:
     page.silent = [thread for thread in page.silent if before[thread].state != "X"]
     for _ in range(LOOKS):
         threads = {int(thread) for thread in tree.listing(f"/proc/{pid}/task")} - {*page.silent, *answers}
-        turns = {thread: _turns(pid, thread) for thread in sorted(threads, key=lambda thread: (thread != pid, thread))}
-        await asyncio.sleep(LOOK_S if turns else 0)
-        for thread in turns:
+        main_first = sorted(threads, key=lambda thread: (thread != pid, thread))
+        switches = {thread: switch_count(pid, thread) for thread in main_first}
+        await asyncio.sleep(LOOK_S if switches else 0)
+        for thread in main_first:
             if pid not in (thread, *answers):
                 break
-            if _is_at_rest(pid, thread, turns[thread]) and (text := await _ask(pid, thread, page)):
+            if _is_at_rest(pid, thread, switches[thread]) and (text := await _ask(pid, thread, page)):
                 answers[thread] = text
 
 
-def _turns(pid: int, thread: int) -> bytes:
-    """Changes whenever the thread gets a CPU (Linux, scheduler/sched-stats)."""
-    return tree.read(f"/proc/{pid}/task/{thread}/schedstat")
-
-
-def _is_at_rest(pid: int, thread: int, turns: bytes) -> bool:
-    """It has not run since it had so many turns, and would take the signal at once."""
+def _is_at_rest(pid: int, thread: int, switches: int | None) -> bool:
+    """It has not run since it had gone off a CPU so often, and would take the signal at once."""
     now = signal_state(pid, thread, SIGUSR2)
-    return now.state == "S" and now.is_caught and not now.is_held and b"" != turns == _turns(pid, thread)
+    takes_it = now.state == "S" and now.is_caught and not now.is_held
+    return takes_it and switches is not None and switch_count(pid, thread) == switches
 
 
 async def _ask(pid: int, thread: int, page: _Page) -> str:

@@ -25,6 +25,7 @@ become a part of a recording; the JSON file has everything."""
 DUMPS_PER_CORE = 2
 MORE_LOOKS, MORE_LOOKS_S = 5, 1.0
 """At whoever runs: the lines of a loop in Python change all the time, of a call of native code they do not."""
+ASK_S = 2.0
 TURN_S = 1.0
 """How long a process waits for its turn: those that have one hang then, and nobody waits for them."""
 _UNSAFE = re.compile(r"[^\w.+-]")
@@ -95,19 +96,23 @@ async def _capture_one(
             python = await _closer(read, _thread_stacks(read, target.pid), kernel, target, py_spy)
             found = replace(found, threads=_counted(target.pid, join(target.pid, python, kernel)))
     except NoStacksError as reason:
-        found, printed = await _without_py_spy(found, str(reason), may_ask=may_ask)
+        ask_s = min(timeout_s, ASK_S) if may_ask else 0
+        found, printed = await _without_py_spy(found, str(reason), ask_s)
     try:
         return replace(found, file=_save(printed, folder, target)) if printed else found
     except OSError as error:
         return replace(found, error=f"The stacks of {named(target)} cannot be written: {error}.")
 
 
-async def _without_py_spy(found: StackFile, reason: str, *, may_ask: bool) -> tuple[StackFile, bytes]:
-    """By the rungs below: what it tells of itself, also as JSON; else what the kernel says of it, and no JSON."""
+async def _without_py_spy(found: StackFile, reason: str, ask_s: float) -> tuple[StackFile, bytes]:
+    """By the rungs below: what it tells of itself, also as JSON; else what the kernel says of it, and no JSON.
+
+    `ask_s`: for how long it may be asked; 0: it may not.
+    """
     pid, asked = found.pid, {}
     kernel = facts(pid)  # before it is asked: who answers runs
     try:
-        asked = await dump(pid) if may_ask else {}
+        asked = await dump(pid, timeout_s=ask_s) if ask_s else {}
     except DumpError as why:
         reason = f"{reason} Nor can it be asked for them: {why}."
     if not asked:

@@ -70,8 +70,9 @@ def switch_count(pid: int, thread_id: int) -> int | None:
 
     None: it is gone. Anybody may read it (proc_pid_status(5)), unlike what it waits in.
     """
+    status = _status(f"/proc/{pid}/task/{thread_id}")
     lines = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
-    counts = [int(word) for line in lines for word in _status(f"/proc/{pid}/task/{thread_id}", line)]
+    counts = [int(word) for line in lines for word in status.get(line, [])]
     return sum(counts) if counts else None
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 Process = subprocess.Popen[bytes]
 Start = Callable[..., Process]
@@ -19,3 +20,8 @@ def said(process: Process) -> list[int]:
     """The numbers in the next line of it."""
     assert process.stdout
     return [int(word) for word in process.stdout.readline().split()]
+
+
+def page(pid: int) -> bytes:
+    """What is in the file that a process writes its stacks to."""
+    return Path(f"/proc/{pid}/fd/500").read_bytes()

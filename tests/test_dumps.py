@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Spawn, WaitFor
-from tests.hooked import TALKS, THREAD_WAITS, TWO_WAIT, WAITS, Settle, Start, Two, said
+from tests.hooked import TALKS, THREAD_WAITS, TWO_WAIT, WAITS, Settle, Start, Two, page, said
 from tests.test_hook import environment, every_python
 from tests.test_threads import ONLY_ROOT, in_vfork
 from vllm_probes.sensors import dumps
@@ -36,11 +36,6 @@ def refused(pid: int, timeout_s: float = 20.0) -> str:
     with pytest.raises(DumpError) as caught:
         dumped(pid, timeout_s)
     return str(caught.value)
-
-
-def page(pid: int) -> bytes:
-    """What is in the file that a process writes its stacks to."""
-    return Path(f"/proc/{pid}/fd/500").read_bytes()
 
 
 # --- what is read ---------------------------------------------------------------------------------------------------

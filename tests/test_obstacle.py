@@ -11,17 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Spawn
-from tests.hooked import TWO_WAIT, Fake, Two
+from tests.conftest import Spawn, WaitFor
+from tests.hooked import TWO_WAIT, Fake, Two, page
 from tests.kept import View, started
 from tests.test_stack_rungs import DENIED, TOO_OLD, saying
 from tests.test_stream import stream
+from tests.titled_tree import server_argv, start_tree
 from vllm_probes import commands
 from vllm_probes.events import AttemptStarted, ProcessesSampled, StacksCaptured, TroubleNoted
-from vllm_probes.keeper import obstacle
+from vllm_probes.keeper import attached, obstacle
 from vllm_probes.keeper.client import connect
 from vllm_probes.keeper.obstacle import tell_obstacle
+from vllm_probes.launch.levers import HOOK
 from vllm_probes.rows import ProcessRow
+from vllm_probes.sensors import foreign
+from vllm_probes.sensors.dumps import has_hook
 
 pytest_plugins = ["tests.stack_fixtures"]
 
@@ -105,12 +109,18 @@ def test_a_process_that_does_not_tell_is_tried_again(
     assert len((tmp_path / "asked").read_text()) == 3
 
 
-async def test_a_whole_session(
+@pytest.fixture
+def denied(
     state_home: Path, spawned: Spawn, fake_py_spy: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Keepers run with a Python beside which there is a py-spy that may read nothing."""
     os.symlink(sys.executable, tmp_path / "python")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    fake_py_spy(saying(DENIED))  # beside the Python that the keeper runs with
+    fake_py_spy(saying(DENIED))
+
+
+@pytest.mark.usefixtures("denied")
+async def test_a_whole_session() -> None:
     folder, _ = started([sys.executable, "-c", TWO_WAIT], "night")
     view = View(await connect(folder))
     trouble = await view.until(TroubleNoted)
@@ -120,4 +130,21 @@ async def test_a_whole_session(
     assert (stack.rung, stack.error) == ("faulthandler", None)
     assert "wait_for_work" in [frame.function for frame in stack.threads[0].frames]
     assert (folder.path / str(stack.file)).is_file()
+    await view.close()
+
+
+@pytest.mark.usefixtures("denied")
+async def test_the_run_of_somebody_else_is_never_signalled(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
+    """Though it has the hook: another session has started it."""
+    argv = server_argv(tmp_path, "--port", "8123")
+    server = start_tree(spawned, wait_for, argv, env={"PYTHONPATH": str(HOOK)}, cwd=tmp_path)
+    assert has_hook(server.root.pid)
+    view = View(await connect(attached.watch_run(foreign.run_of(server.root.pid), None)))
+    trouble = await view.until(TroubleNoted, lambda event: "may not be read" in event.what)
+    assert trouble.hint.endswith("a hang is known only from outside.")
+    assert (await view.ask(commands.CaptureStacks(id=1)))[0]
+    stacks = (await view.until(StacksCaptured)).stacks
+    assert len(stacks) > 1
+    assert {stack.rung for stack in stacks} == {"proc"}
+    assert {page(stack.pid) for stack in stacks if has_hook(stack.pid)} == {b""}
     await view.close()

@@ -45,9 +45,9 @@ async def capture(
     give them within `timeout_s`, has an `error` instead: what is the matter and what to do. What py-spy cannot read is
     asked for its stacks by a signal (`dumps`) if it is one of `own_pids`, which this user has started.
 
-    `threads` are those that tell something (see `join`), with what the kernel said of them right after the dump; where
-    there are no stacks, that alone. A thread of Python 3.10 has Python's id and nothing of the kernel, but for the main
-    thread.
+    `threads` are those that tell something (see `join`), with what the kernel said of them right after the dump (before
+    it, where they were asked); where there are no stacks, that alone. A thread of Python 3.10 has Python's id and
+    nothing of the kernel, but for the main thread.
     """
     py_spy = find_py_spy()
     turns = asyncio.Semaphore(DUMPS_PER_CORE * len(os.sched_getaffinity(0)))

@@ -110,7 +110,7 @@ async def _without_py_spy(found: StackFile, reason: str, ask_s: float) -> tuple[
     `ask_s`: for how long it may be asked; 0: it may not.
     """
     pid, asked = found.pid, {}
-    kernel = facts(pid)  # before it is asked: who answers runs
+    kernel = facts(pid)  # before it is asked: who answers runs, and has been off a CPU once more
     try:
         asked = await dump(pid, timeout_s=ask_s) if ask_s else {}
     except DumpError as why:

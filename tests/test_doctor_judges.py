@@ -229,6 +229,8 @@ DENIED = "Error: Permission Denied: Try running again with elevated permissions"
     [
         (None, None, None, ["ok", "ok"], "py-spy 0.4.3"),
         (1, DENIED, DENIED, ["warning", "note"], "sudo sysctl -w kernel.yama.ptrace_scope=0"),
+        (1, DENIED, DENIED, ["warning", "note"], "Only a vLLM that vllm-tui starts shows its stacks"),
+        (2, DENIED, DENIED, ["warning", "note"], "only while they stand still"),
         (3, DENIED, DENIED, ["warning", "note"], "restart this host"),
         (None, "Error: Operation not permitted (os error 1)", DENIED, ["warning", "note"], "--cap-add SYS_PTRACE"),
         (0, None, "Error: Unsupported version of Python: 3.19.0", ["ok", "warning"], "Python: 3.19.0"),

@@ -21,7 +21,7 @@ from vllm_probes.judges.doing import Doing, doing, place
 from vllm_probes.judges.frames import Classified, load_frames
 from vllm_probes.judges.syscalls import NO_DESCRIPTOR, numbers, wait_in
 from vllm_probes.rows import Frame, ThreadStack
-from vllm_probes.sensors.stacks import find_py_spy
+from vllm_probes.sensors.py_spy import find_py_spy
 
 MACHINE = platform.machine()
 TABLE = load_frames(machine=MACHINE)

@@ -17,10 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import Spawn, WaitFor
+from tests.hooked import Fake
 from tests.test_threads import NUMBERS, ONLY_ROOT, VFORK, all_in_call, in_vfork
 from vllm_probes.rows import Frame, ProcessRef, StackFile, ThreadStack
 from vllm_probes.sensors import stacks
-from vllm_probes.sensors.stacks import MAX_THREADS, capture, explain, find_py_spy, join, shorten
+from vllm_probes.sensors.py_spy import explain, find_py_spy
+from vllm_probes.sensors.stacks import MAX_THREADS, capture, join, shorten
 from vllm_probes.sensors.threads import ThreadFacts, facts
 from vllm_probes.sensors.tree import descendants
 
@@ -32,10 +34,11 @@ threading.Thread(target=worker_busy_loop, name="other").start()
 worker_busy_loop()
 """
 
+pytest_plugins = ["tests.stack_fixtures"]
+
 TARGET = ProcessRef(pid=7, process="Worker_TP1")
 
 Waiting = Callable[[], subprocess.Popen[bytes]]
-Fake = Callable[[str], None]
 
 
 def functions(file: Path) -> list[set[str]]:
@@ -52,21 +55,6 @@ def captured(targets: list[ProcessRef], folder: Path, timeout_s: float = 5.0) ->
 
 def called(thread: ThreadStack) -> list[str]:
     return [frame.function for frame in thread.frames]
-
-
-@pytest.fixture
-def fake_py_spy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """`fake_py_spy(script)` puts a shell script in py-spy's place. It finds the real one in $REAL, its own folder in
-    $HERE, and the pid that it is asked for in $5."""
-    monkeypatch.setenv("REAL", str(find_py_spy()))
-    monkeypatch.setenv("HERE", str(tmp_path))
-
-    def install(script: str) -> None:
-        (tmp_path / "py-spy").write_text(f"#!/bin/sh\n{script}")
-        (tmp_path / "py-spy").chmod(0o700)
-        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-
-    return install
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.conftest import Spawn, WaitFor
 from vllm_probes.judges.doing import NO_DESCRIPTOR
 from vllm_probes.judges.syscalls import numbers
 from vllm_probes.sensors.cgroup import mounts, text_of
-from vllm_probes.sensors.threads import ThreadFacts, catches, facts, ids_inside, is_frozen
+from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen, signal_state
 from vllm_probes.sensors.tree import descendants
 
 NUMBERS = numbers(os.uname().machine)
@@ -145,7 +145,7 @@ def test_a_zombie_and_what_is_gone(spawned: Spawn) -> None:
     child.wait()
     assert facts(child.pid) == ids_inside(child.pid) == {}
     assert not is_frozen(child.pid)
-    assert not catches(child.pid, signal.SIGTERM)
+    assert signal_state(child.pid, child.pid, signal.SIGTERM) == ("X", False, False, False)
 
 
 # --- state D ----------------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_state_d(python: Python, wait_for: WaitFor) -> None:
     assert stuck.syscall is not None
     assert stuck.syscall > 0
     assert not is_frozen(pid)
-    assert not catches(pid, signal.SIGUSR2)
+    assert signal_state(pid, pid, signal.SIGUSR2) == ("D", False, False, False)
 
 
 def test_of_a_process_in_state_d_only_what_never_waits_is_opened(python: Python, wait_for: WaitFor) -> None:
@@ -168,10 +168,10 @@ def test_of_a_process_in_state_d_only_what_never_waits_is_opened(python: Python,
     wait_for(lambda: in_vfork(pid))
     code = (
         "import sys\n"
-        "from vllm_probes.sensors.threads import catches, facts, ids_inside, is_frozen\n"
+        "from vllm_probes.sensors.threads import facts, ids_inside, is_frozen, signal_state\n"
         f"pid, opened = {pid}, set()\n"
         "sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == 'open' else None)\n"
-        "assert facts(pid); ids_inside(pid); is_frozen(pid); catches(pid, 12)\n"
+        "assert facts(pid); ids_inside(pid); is_frozen(pid); signal_state(pid, pid, 12)\n"
         "print(*(path.rpartition('/')[2] for path in opened if path.startswith(f'/proc/{pid}/')))"
     )
     opened = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -247,12 +247,16 @@ def test_a_frozen_process(
         child.wait()
 
 
-def test_signals_that_are_caught(python: Python, wait_for: WaitFor) -> None:
+def test_signals_that_are_caught_blocked_and_pending(python: Python, wait_for: WaitFor) -> None:
     pid = python(
-        "import signal\n"
-        "signal.signal(signal.SIGUSR1, signal.SIG_IGN); signal.signal(signal.SIGUSR2, lambda *_: None); signal.pause()"
+        "import signal, threading\n"
+        "signal.signal(signal.SIGUSR1, signal.SIG_IGN); signal.signal(signal.SIGUSR2, lambda *_: None)\n"
+        "threading.Thread(target=signal.pause).start()\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])\n"
+        "signal.pthread_kill(threading.get_ident(), signal.SIGUSR2); signal.pause()"
     )
-    wait_for(lambda: catches(pid, signal.SIGUSR2))
-    assert catches(pid, signal.SIGINT)
-    assert not catches(pid, signal.SIGUSR1)
-    assert not catches(pid, signal.SIGTERM)
+    wait_for(lambda: signal_state(pid, pid, signal.SIGUSR2) == ("S", True, True, True))
+    wait_for(lambda: signal_state(pid, max(facts(pid)), signal.SIGUSR2) == ("S", True, False, False))
+    assert signal_state(pid, pid, signal.SIGINT) == ("S", True, False, False)
+    for other in (signal.SIGUSR1, signal.SIGTERM):
+        assert signal_state(pid, pid, other) == ("S", False, False, False)

@@ -228,7 +228,9 @@ class StackFile(Row, frozen=True, kw_only=True):
     pid: int
     process: str
     file: str | None = None
-    """Relative to the session folder: py-spy's JSON."""
+    """Relative to the session folder: py-spy's JSON, or the same of another rung."""
+    rung: Literal["py-spy", "faulthandler", "proc"] = "py-spy"
+    """Who has told: `faulthandler`, the process itself, of its threads at rest; `proc`, the kernel alone."""
     error: str | None = None
     threads: list[ThreadStack] = []
     frozen: bool = False

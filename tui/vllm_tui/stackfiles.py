@@ -1,4 +1,4 @@
-"""The stack files of a session folder: what `py-spy dump --json` wrote, one file a process."""
+"""The stack files of a session folder, one a process: what `py-spy dump --json` wrote, or the same of another rung."""
 
 from pathlib import Path
 

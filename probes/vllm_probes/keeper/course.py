@@ -13,6 +13,7 @@ from vllm_probes.keeper.attached import GONE, is_there, started
 from vllm_probes.keeper.attempts import Attempt, first_attempt, next_attempt
 from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.gate import Gate
+from vllm_probes.keeper.obstacle import tell_obstacle
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
 from vllm_probes.launch.attempt import Ending, read_exit
@@ -43,6 +44,7 @@ class Course:
         self._starts_again = False
         self.attached = folder.meta().attached
         """The run of somebody else that is watched here; None: the session launches its own."""
+        self._is_untried = False
         self._gate = Gate(stream, self._launch)
         self._ending = asyncio.Lock()
         self._coredumps = files.FolderWatch(folder.coredumps)
@@ -81,6 +83,7 @@ class Course:
             hint = "Phases, errors and exceptions are not seen; state and verdict come from the server and from stacks."
             self._stream.trouble(attached.log_reason, hint)
         self._watch_attempt()
+        self._is_untried = True
 
     def _follow(self, attempt: Attempt, shim_pid: int | None) -> None:
         self._stream.publish(attempt.started(shim_pid, self._stream.stamp()))
@@ -88,6 +91,7 @@ class Course:
         self._hurry.clear()
         self._watch_attempt()
         self._note_outsider()
+        self._is_untried = True
 
     def _watch_attempt(self) -> None:
         watch = self.watch = Watch(self._stream, self._folder, self._launch, self._rules, self.attached)
@@ -99,6 +103,12 @@ class Course:
             loop.call_soon_threadsafe(watch.file_appeared, path, size_bytes)
 
         self._coredumps.start(on_file)
+
+    def try_py_spy(self) -> None:
+        """Begin to see whether the stacks of an attempt that has just begun can be read; of each attempt once."""
+        if self._is_untried:
+            self._is_untried = False
+            self._start(tell_obstacle(self._stream, bare=self._launch.bare))
 
     def _note_outsider(self) -> None:
         attempt = self._stream.model.attempt

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -30,11 +30,13 @@ class Snapshots:
     def are_under_way(self) -> bool:
         return self._under_way > 0
 
-    async def take(self, targets: Sequence[ProcessRef], reason: str, timeout_s: float) -> StacksCaptured:
-        """One look, published; `timeout_s` is what each process may take."""
+    async def take(
+        self, targets: Sequence[ProcessRef], reason: str, timeout_s: float, own_pids: Collection[int]
+    ) -> StacksCaptured:
+        """One look, published; `timeout_s` is what each process may take. `own_pids` may be asked by a signal."""
         self._under_way += 1
         try:
-            captured = await self._look(targets, reason, timeout_s)
+            captured = await self._look(targets, reason, timeout_s, own_pids)
         finally:
             self._under_way -= 1
         self._stream.publish(captured)
@@ -42,11 +44,14 @@ class Snapshots:
             self._forget_old_looks(self._folder.path / captured.folder)
         return captured
 
-    async def _look(self, targets: Sequence[ProcessRef], reason: str, timeout_s: float) -> StacksCaptured:
+    async def _look(
+        self, targets: Sequence[ProcessRef], reason: str, timeout_s: float, own_pids: Collection[int]
+    ) -> StacksCaptured:
         stamp = self._stream.stamp()
         folder = self._folder.snapshots / f"{stamp['attempt']}-{stamp['time'] * 1000:.0f}-{reason}"
         name = str(folder.relative_to(self._folder.path))
-        files = await stacks.capture(targets, folder, timeout_s=timeout_s, closely=reason != "stop")
+        is_close = reason != "stop"
+        files = await stacks.capture(targets, folder, timeout_s=timeout_s, own_pids=own_pids, closely=is_close)
         told = [_recorded(file, name) for file in files]
         return StacksCaptured(**self._stream.stamp(), reason=reason, folder=name, stacks=told)
 

@@ -182,7 +182,8 @@ class Watch:
 
     async def capture_stacks(self, reason: str, *, timeout_s: float = 5.0) -> StacksCaptured:
         """Stacks of every process, one file each, under `snapshots/`; `timeout_s` is what each may take."""
-        return await self._snapshots.take(stacks.targets(self.rows.values()), reason, timeout_s)
+        own_pids = {row.pid for row in self.rows.values() if not row.foreign and self._attached is None}
+        return await self._snapshots.take(stacks.targets(self.rows.values()), reason, timeout_s, own_pids)
 
     # --- the server -------------------------------------------------------------------------------------------------
 

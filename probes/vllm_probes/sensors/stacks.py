@@ -1,12 +1,10 @@
-"""Stacks of running processes, by py-spy, without stopping them, and what the kernel says of their threads."""
+"""Stacks of running processes without stopping them: by py-spy, else from the process itself, which is asked for them,
+and always what the kernel says of the threads."""
 
 import asyncio
 import os
 import re
-import shutil
-import sys
-import sysconfig
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from msgspec.structs import replace
 
 from vllm_probes.judges.frames import called_operator
 from vllm_probes.rows import Frame, ProcessRef, ProcessRow, StackFile, ThreadStack
+from vllm_probes.sensors.dumps import Call, DumpError, dump
+from vllm_probes.sensors.py_spy import NoStacksError, PySpyFrame, PySpyThread, decode, find_py_spy, named, read_stacks
 from vllm_probes.sensors.source_line import source_line
 from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen, switch_count
 
@@ -23,19 +23,12 @@ INNER_FRAMES, OUTER_FRAMES = 28, 12
 """Both ends of a deep stack: the innermost calls tell what a thread waits in, the outermost what it is there for. They
 become a part of a recording; the JSON file has everything."""
 DUMPS_PER_CORE = 2
-ATTEMPTS = 6
-"""A stack that changes while it is read cannot be read: of a busy worker about one attempt in five (measured)."""
 MORE_LOOKS, MORE_LOOKS_S = 5, 1.0
 """At whoever runs: the lines of a loop in Python change all the time, of a call of native code they do not."""
+ASK_S = 2.0
 TURN_S = 1.0
 """How long a process waits for its turn: those that have one hang then, and nobody waits for them."""
-DIE_S = 1.0
-"""How long a killed py-spy may take to go. One that hangs in the kernel cannot be killed and is left behind."""
 _UNSAFE = re.compile(r"[^\w.+-]")
-_NO_PERMISSION = re.compile(r"permission denied|operation not permitted", re.IGNORECASE)
-_NO_PYTHON = re.compile(r"find (?:a )?python (?:version|interpreter)", re.IGNORECASE)
-_GONE = re.compile(r"No such (?:file or directory|process)|process is running")
-_MOVED = "Failed to get stack traces"
 _MADE_UP_NAME = re.compile(r"(?:Thread|Dummy)-\d+(?: \(.*\))?|(?:ThreadPoolExecutor-\d+|asyncio)_\d+", re.DOTALL)
 """What Python calls a thread that nobody named."""
 _INSTALLED = re.compile(r"(?:.*/)?(?:site-packages|dist-packages|lib(?:64)?/python3\.\d+t?)/", re.DOTALL)
@@ -43,52 +36,33 @@ _SOURCES = re.compile(r"(?:.*/)?(?=(?:vllm|torch)/)", re.DOTALL)
 """Of a package that runs where it was checked out."""
 
 
-class NoStacksError(Exception):
-    """One way to the stacks of a process gave none: a sentence that says what is the matter and what to do."""
-
-
-class _PySpyFrame(msgspec.Struct, frozen=True):
-    name: str
-    filename: str
-    line: int = 0
-
-
-class _PySpyThread(msgspec.Struct, frozen=True):
-    """As py-spy 0.4 writes it, the innermost call first."""
-
-    thread_id: int
-    """Python's: an address, and so never an id of the kernel."""
-    thread_name: str | None = None
-    os_thread_id: int | None = None
-    """As the process itself sees it. None for Python 3.10, where only a pause would tell."""
-    active: bool | None = None
-    frames: list[_PySpyFrame] = []
-
-
-_DECODER = msgspec.json.Decoder(list[_PySpyThread])
-
-
 async def capture(
-    targets: Sequence[ProcessRef], folder: Path, *, timeout_s: float = 5.0, closely: bool = True
+    targets: Sequence[ProcessRef],
+    folder: Path,
+    *,
+    timeout_s: float = 5.0,
+    own_pids: Collection[int] = (),
+    closely: bool = True,
 ) -> list[StackFile]:
     """One sample of every process at the same time, each into a JSON file; also of a process that is stopped.
 
     `file` is the name inside `folder`, which is made where missing. A process that has no Python stacks, or does not
-    give them within `timeout_s`, has an `error` instead: what is the matter and what to do.
+    give them within `timeout_s`, has an `error` instead: what is the matter and what to do. What py-spy cannot read is
+    asked for its stacks by a signal (`dumps`) if it is one of `own_pids`, which this user has started.
 
-    `threads` are those that tell something (see `join`), with what the kernel said of them right after the dump; where
-    there are no stacks, that alone. A thread of Python 3.10 has Python's id and nothing of the kernel, but for the main
-    thread.
+    `threads` are those that tell something (see `join`), with what the kernel said of them right after the dump (before
+    it, where they were asked); where there are no stacks, that alone. A thread of Python 3.10 has Python's id and
+    nothing of the kernel, but for the main thread.
 
     `closely`: threads that run are looked at again, which takes up to a second more on a busy host.
     """
     py_spy = find_py_spy()
     turns = asyncio.Semaphore(DUMPS_PER_CORE * len(os.sched_getaffinity(0)))
-    return list(
-        await asyncio.gather(
-            *(_capture_one(target, folder, py_spy, turns, timeout_s, closely=closely) for target in targets)
-        )
+    captures = (
+        _capture_one(target, folder, py_spy, turns, timeout_s, may_ask=target.pid in own_pids, closely=closely)
+        for target in targets
     )
+    return list(await asyncio.gather(*captures))
 
 
 def targets(rows: Iterable[ProcessRow]) -> list[ProcessRef]:
@@ -118,43 +92,6 @@ def shorten(file: str) -> str:
     return file[above.end() :] if above else "/".join(file.split("/")[-3:])
 
 
-def find_py_spy() -> str | None:
-    """The py-spy that came with this program: beside its Python, among the user's own scripts, or on PATH."""
-    user_scripts = sysconfig.get_path("scripts", sysconfig.get_preferred_scheme("user"))
-    folders = [os.path.dirname(sys.executable), sysconfig.get_path("scripts"), user_scripts, os.environ.get("PATH", "")]
-    return shutil.which("py-spy", path=os.pathsep.join(folders))
-
-
-def explain(stderr: str, target: ProcessRef, py_spy: str, ptrace_scope: int | None) -> str:
-    """What py-spy's complaint about a process means, in one sentence that says what to do.
-
-    `ptrace_scope` is Yama's setting (Documentation/admin-guide/LSM/Yama.rst), None on kernels without it.
-    """
-    name = _name(target)
-    if _NO_PERMISSION.search(stderr):
-        yama = f" (kernel.yama.ptrace_scope is {ptrace_scope})" if ptrace_scope else ""
-        remedy = "`sudo sysctl -w kernel.yama.ptrace_scope=0`, or " if ptrace_scope and ptrace_scope < 3 else ""
-        return (
-            f"{name} may not be read{yama}: run {remedy}`sudo {py_spy} dump --nonblocking --pid {target.pid}`; "
-            "in a container start it with `--cap-add SYS_PTRACE`."
-        )
-    if _NO_PYTHON.search(stderr):
-        return f"{name} is not a Python process: it has no Python stacks."
-    if _GONE.search(stderr):
-        return f"{name} has ended."
-    if _MOVED in stderr:
-        return f"{name} ran on while it was looked at, and is not paused: capture again."
-    said = " ".join(stderr.partition("Stack backtrace:")[0].split())
-    return f"py-spy cannot read {name}: {said or 'it does not say why'}"
-
-
-def ptrace_scope() -> int | None:
-    try:
-        return int(Path("/proc/sys/kernel/yama/ptrace_scope").read_text())
-    except (OSError, ValueError):
-        return None
-
-
 async def _capture_one(
     target: ProcessRef,
     folder: Path,
@@ -162,24 +99,56 @@ async def _capture_one(
     turns: asyncio.Semaphore,
     timeout_s: float,
     *,
+    may_ask: bool,
     closely: bool,
 ) -> StackFile:
     found = StackFile(pid=target.pid, process=target.process, frozen=is_frozen(target.pid))
     try:
         async with _turn(turns):
-            printed = await _by_py_spy(py_spy, target, timeout_s)
-            read = _decode(printed, target)
+            printed = await read_stacks(py_spy, target, timeout_s)
+            read = decode(printed, target)
             kernel = facts(target.pid)
             python = _thread_stacks(read, target.pid)
             if closely:
                 python = await _closer(read, python, kernel, target, py_spy)
+            found = replace(found, threads=_counted(target.pid, join(target.pid, python, kernel)))
     except NoStacksError as reason:
-        return replace(found, error=str(reason), threads=_counted(target.pid, join(target.pid, [], facts(target.pid))))
-    found = replace(found, threads=_counted(target.pid, join(target.pid, python, kernel)))
+        ask_s = min(timeout_s, ASK_S) if may_ask else 0
+        found, printed = await _without_py_spy(found, str(reason), ask_s)
     try:
-        return replace(found, file=_save(printed, folder, target))
+        return replace(found, file=_save(printed, folder, target)) if printed else found
     except OSError as error:
-        return replace(found, error=f"The stacks of {_name(target)} cannot be written: {error}.")
+        return replace(found, error=f"The stacks of {named(target)} cannot be written: {error}.")
+
+
+async def _without_py_spy(found: StackFile, reason: str, ask_s: float) -> tuple[StackFile, bytes]:
+    """By the rungs below: what it tells of itself, also as JSON; else what the kernel says of it, and no JSON.
+
+    `ask_s`: for how long it may be asked; 0: it may not.
+    """
+    pid, asked = found.pid, {}
+    kernel = facts(pid)  # before it is asked: who answers runs, and has been off a CPU once more
+    try:
+        asked = await dump(pid, timeout_s=ask_s) if ask_s else {}
+    except DumpError as why:
+        reason = f"{reason} Nor can it be asked for them: {why}."
+    if not asked:
+        return replace(found, rung="proc", error=reason, threads=_counted(pid, join(pid, [], kernel))), b""
+    inside = {outside: id_inside for id_inside, outside in ids_inside(pid).items()}
+    threads = [_told(thread, calls, pid, inside) for thread, calls in asked.items()]
+    joined = join(pid, _thread_stacks(threads, pid), kernel)
+    return replace(found, rung="faulthandler", threads=joined), msgspec.json.encode(threads)
+
+
+def _told(thread: int, calls: Sequence[Call], pid: int, inside: Mapping[int, int]) -> PySpyThread:
+    """What a thread at rest has told of itself, as py-spy would have written it."""
+    return PySpyThread(
+        thread_id=thread,
+        thread_name="MainThread" if thread == pid else None,
+        os_thread_id=inside.get(thread, thread),
+        active=False,
+        frames=[PySpyFrame(call.function, call.file, shorten(call.file), call.line) for call in calls],
+    )
 
 
 @asynccontextmanager
@@ -195,66 +164,12 @@ async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
             turns.release()
 
 
-async def _by_py_spy(py_spy: str | None, target: ProcessRef, timeout_s: float) -> bytes:
-    """The stacks as JSON. Raises NoStacksError."""
-    if py_spy is None:
-        raise NoStacksError("py-spy is missing: `pip install py-spy` into the Python that runs this program.")
-    try:
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        for _ in range(ATTEMPTS):
-            code, stdout, stderr = await _dump(py_spy, target.pid, deadline)
-            if code == 0 or _MOVED not in stderr:
-                break
-    except TimeoutError:
-        raise NoStacksError(f"{_name(target)} gave no stacks within {timeout_s:g} s: see its state.") from None
-    except OSError as error:
-        raise NoStacksError(f"The stacks of {_name(target)} cannot be taken: {error}.") from error
-    if code != 0:
-        raise NoStacksError(explain(stderr, target, py_spy, ptrace_scope()))
-    return stdout
-
-
-async def _dump(py_spy: str, pid: int, deadline: float) -> tuple[int, bytes, str]:
-    """Exit code, JSON and complaint. Never with --subprocesses: that drops children (py-spy 0.4.3)."""
-    process = await asyncio.create_subprocess_exec(
-        *(py_spy, "dump", "--nonblocking", "--json", "--pid", str(pid)),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout_at(deadline):
-            stdout, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
-            await _kill(process)
-    return process.returncode or 0, stdout, stderr.decode(errors="replace")
-
-
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    with suppress(ProcessLookupError):
-        process.kill()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DIE_S):
-            await process.wait()
-
-
-def _decode(printed: bytes, target: ProcessRef) -> list[_PySpyThread]:
-    """Raises NoStacksError where it is not what py-spy writes."""
-    try:
-        return _DECODER.decode(printed)
-    except msgspec.DecodeError as error:
-        raise NoStacksError(
-            f"What py-spy wrote of {_name(target)} is not understood: install py-spy 0.4. {error}"
-        ) from error
-
-
-def _thread_stacks(threads: Sequence[_PySpyThread], pid: int) -> list[ThreadStack]:
+def _thread_stacks(threads: Sequence[PySpyThread], pid: int) -> list[ThreadStack]:
     inside = ids_inside(pid)
     return [_thread_stack(thread, pid, inside) for thread in threads]
 
 
-def _thread_stack(thread: _PySpyThread, pid: int, inside: Mapping[int, int]) -> ThreadStack:
+def _thread_stack(thread: PySpyThread, pid: int, inside: Mapping[int, int]) -> ThreadStack:
     if thread.os_thread_id is not None:
         thread_id = inside.get(thread.os_thread_id, thread.os_thread_id)
     else:
@@ -267,7 +182,7 @@ def _thread_stack(thread: _PySpyThread, pid: int, inside: Mapping[int, int]) -> 
 
 
 async def _closer(
-    read: Sequence[_PySpyThread],
+    read: Sequence[PySpyThread],
     stacks: Sequence[ThreadStack],
     kernel: Mapping[int, ThreadFacts],
     target: ProcessRef,
@@ -291,13 +206,13 @@ async def _closer(
     return found
 
 
-async def _moved(read: Sequence[_PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int] | None:
+async def _moved(read: Sequence[PySpyThread], target: ProcessRef, py_spy: str | None) -> set[int] | None:
     """Threads (Python's ids) whose innermost call is at another line a moment later; None: nobody could look again."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
     moved: set[int] | None = None
     for _ in range(MORE_LOOKS):
         with suppress(NoStacksError):
-            again = _decode(await _by_py_spy(py_spy, target, MORE_LOOKS_S), target)
+            again = decode(await read_stacks(py_spy, target, MORE_LOOKS_S), target)
             new = {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
             moved = new | (moved or set())
     return moved
@@ -307,7 +222,7 @@ def _in_operator(stack: ThreadStack) -> bool:
     return bool(stack.frames[1:]) and stack.frames[0].file == "torch/_ops.py"
 
 
-async def _with_operator(thread: _PySpyThread, stack: ThreadStack, pid: int) -> ThreadStack:
+async def _with_operator(thread: PySpyThread, stack: ThreadStack, pid: int) -> ThreadStack:
     """A compiled model calls operators by name: only the line of its source tells which one this is."""
     source = await source_line(pid, thread.frames[1].filename, thread.frames[1].line)
     operator = called_operator(source or "")
@@ -339,7 +254,3 @@ def _save(printed: bytes, folder: Path, target: ProcessRef) -> str:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     (folder / file).write_bytes(printed)
     return file
-
-
-def _name(target: ProcessRef) -> str:
-    return f"{target.process} (pid {target.pid})"

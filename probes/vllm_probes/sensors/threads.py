@@ -42,6 +42,23 @@ class ThreadFacts(NamedTuple):
     a `select` on none."""
 
 
+class SignalState(NamedTuple):
+    """How a thread stands to one signal."""
+
+    state: str
+    """R S D T t Z …"""
+    is_caught: bool
+    """The process has a handler for it; sent to one that has none, most signals end it."""
+    is_blocked: bool
+    """It would have to wait. Inside a handler its own signal is blocked as a rule (sigaction(2), SA_NODEFER)."""
+    is_pending: bool
+    """It was sent to this thread, which has not taken it yet."""
+
+    @property
+    def is_held(self) -> bool:
+        return self.is_blocked or self.is_pending
+
+
 def facts(pid: int) -> dict[int, ThreadFacts]:
     """Every thread of a process by its id; a zombie has one, in state Z, and what is gone has none."""
     threads = ((int(thread), _facts_of(f"/proc/{pid}/task/{thread}")) for thread in tree.listing(f"/proc/{pid}/task"))
@@ -53,8 +70,9 @@ def switch_count(pid: int, thread_id: int) -> int | None:
 
     None: it is gone. Anybody may read it (proc_pid_status(5)), unlike what it waits in.
     """
+    status = _status(f"/proc/{pid}/task/{thread_id}")
     lines = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
-    counts = [int(word) for line in lines for word in _status(f"/proc/{pid}/task/{thread_id}", line)]
+    counts = [int(word) for line in lines for word in status.get(line, [])]
     return sum(counts) if counts else None
 
 
@@ -63,11 +81,10 @@ def ids_inside(pid: int) -> dict[int, int]:
 
     They differ for a process of a container that is looked at from outside; empty where they do not.
     """
-    if len(_status(f"/proc/{pid}", "NSpid")) < 2:
+    if len(_status(f"/proc/{pid}").get("NSpid", [])) < 2:
         return {}
-    ids = (
-        (int(thread), _status(f"/proc/{pid}/task/{thread}", "NSpid")) for thread in tree.listing(f"/proc/{pid}/task")
-    )
+    threads = tree.listing(f"/proc/{pid}/task")
+    ids = ((int(thread), _status(f"/proc/{pid}/task/{thread}").get("NSpid")) for thread in threads)
     return {int(inside[-1]): outside for outside, inside in ids if inside}
 
 
@@ -85,10 +102,13 @@ def is_frozen(pid: int) -> bool:
     )
 
 
-def catches(pid: int, signal_number: int) -> bool:
-    """Whether the process has a handler for the signal; sent to one that has none, most signals end it."""
-    mask = _status(f"/proc/{pid}", "SigCgt")
-    return bool(mask) and bool(int(mask[0], 16) >> (signal_number - 1) & 1)
+def signal_state(pid: int, thread: int, signal_number: int) -> SignalState:
+    """All of it of one moment (proc_pid_status(5)); X, dead, of a thread that is gone."""
+    status = _status(f"/proc/{pid}/task/{thread}")
+    if not status:
+        return SignalState("X", is_caught=False, is_blocked=False, is_pending=False)
+    sets = (int(status[name][0], 16) for name in ("SigCgt", "SigBlk", "SigPnd"))
+    return SignalState(status["State"][0], *(bool(one >> (signal_number - 1) & 1) for one in sets))
 
 
 def _facts_of(folder: str) -> ThreadFacts | None:
@@ -114,10 +134,10 @@ def _descriptor(folder: str, call: int, argument: int) -> str | None:
         return None
 
 
-def _status(folder: str, name: str) -> list[str]:
-    """The words of one line of a `status` file, [] where there is none."""
+def _status(folder: str) -> dict[str, list[str]]:
+    """The words of each line of a `status` file, {} where there is none."""
     lines = (line.partition(":") for line in text_of(Path(folder, "status")).splitlines())
-    return next((value.split() for key, _, value in lines if key == name), [])
+    return {name: value.split() for name, _, value in lines}
 
 
 @cache

@@ -23,6 +23,8 @@ class ProcessStacks:
     pid: int
     threads: list[Thread]
     trouble: str = ""
+    note: str = ""
+    """How they were had, where that is not the usual way."""
 
 
 def read_stacks(folder: Path, stack: StackFile) -> ProcessStacks:
@@ -36,7 +38,8 @@ def read_stacks(folder: Path, stack: StackFile) -> ProcessStacks:
             trouble = f"cannot read {stack.file}: {error.strerror}"
         except msgspec.DecodeError as error:
             trouble = f"{stack.file} is damaged: {error}"
-    return ProcessStacks(stack.process, stack.pid, threads, trouble)
+    note = "as it told itself: without threads that ran" if stack.rung == "faulthandler" else ""
+    return ProcessStacks(stack.process, stack.pid, threads, trouble, note)
 
 
 def overview(processes: Sequence[ProcessStacks], width: int) -> list[Content]:
@@ -67,6 +70,7 @@ def process_rows(process: ProcessStacks, width: int, *, all_threads: bool) -> li
     shown = process.threads if all_threads else process.threads[:1]
     hidden = len(process.threads) - len(shown)
     more = f"  + {plural(hidden, 'thread')}" if hidden else ""
+    more += f"  {process.note}" if process.note else ""
     calls = (row for thread in shown for row in thread_rows(thread, width))
     return [Content.assemble(name, (more, "dim")), *calls]
 

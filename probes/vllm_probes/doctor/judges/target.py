@@ -7,7 +7,10 @@ from vllm_probes.doctor.check import Check, note, ok, problem, warning
 from vllm_probes.doctor.facts import Attempt, TargetFacts, TracingFacts
 
 _DENIED = re.compile(r"permission denied|operation not permitted", re.IGNORECASE)
-_NO_STACKS = "Stacks of vLLM cannot be shown, and a hang cannot be explained by them."
+_NO_STACKS = (
+    "Of a vLLM that vllm-tui starts, processes show their stacks only while they stand still; of others none do."
+)
+_HOOKED_ALONE = "Only a vLLM that vllm-tui starts shows its stacks: it lets every process read it."
 _INSTALL = "Install it into the Python that runs vllm-tui: `pip install py-spy`"
 
 
@@ -48,7 +51,8 @@ def judge_ptrace(tracing: TracingFacts) -> Check:
     if not _DENIED.search(tracing.own.error):
         what = f"{_name(tracing)} could not read a process here: {_without_dot(tracing.own.error)}."
         return warning(check_id, what, _NO_STACKS, "pip install --upgrade py-spy")
-    return warning(check_id, f"Stacks may not be read{_by_yama(tracing)}.", _NO_STACKS, _allow(tracing))
+    means = _HOOKED_ALONE if tracing.ptrace_scope == 1 else _NO_STACKS
+    return warning(check_id, f"Stacks may not be read{_by_yama(tracing)}.", means, _allow(tracing))
 
 
 def judge_py_spy(tracing: TracingFacts) -> Check:

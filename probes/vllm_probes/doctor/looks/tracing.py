@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from vllm_probes.doctor.facts import Attempt, TracingFacts
 from vllm_probes.doctor.looks.target import target_python
-from vllm_probes.sensors.stacks import find_py_spy, ptrace_scope
+from vllm_probes.sensors.py_spy import find_py_spy, ptrace_scope
 
 WAITING_PYTHON = """
 import os, sys

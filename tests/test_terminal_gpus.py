@@ -54,7 +54,7 @@ def test_a_driver_that_never_returns_stops_nobody(open_terminal: Open, eight: Ca
     eight("hang nvmlDeviceGetUtilizationRates")
     terminal.wait("the driver has not answered for")
     terminal.type("?")
-    terminal.wait("show every key")
+    terminal.wait("go to the next error")
     terminal.type("q")
     terminal.wait("the driver has not answered for")
     terminal.type("q")

@@ -79,7 +79,7 @@ def _look(
         is_loading=any(LOADING in frame.file for frame in thread.frames),
     )
     compile_ticks = sum(one.cpu_ticks or 0 for one, what in threads if what.class_ == "compile")
-    network = {one.thread_id: one.switch_count or 0 for one, what in threads if what.class_ == "network"}
+    network = {one.thread_id: one.switch_count or 0 for one in file.threads if table.classify(one).class_ == "network"}
     return Look(standing, thread, loops, compile_ticks, network)
 
 

@@ -23,7 +23,7 @@ INNER_FRAMES, OUTER_FRAMES = 28, 12
 """Both ends of a deep stack: the innermost calls tell what a thread waits in, the outermost what it is there for. They
 become a part of a recording; the JSON file has everything."""
 DUMPS_PER_CORE = 2
-MORE_LOOKS, MORE_LOOKS_S = 5, 1.0
+MORE_LOOKS, MORE_LOOKS_S = 5, 0.5
 """At whoever runs: the lines of a loop in Python change all the time, of a call of native code they do not."""
 ASK_S = 2.0
 TURN_S = 1.0
@@ -210,11 +210,14 @@ async def _moved(read: Sequence[PySpyThread], target: ProcessRef, py_spy: str | 
     """Threads (Python's ids) whose innermost call is at another line a moment later; None: nobody could look again."""
     leaves = {thread.thread_id: thread.frames[:1] for thread in read}
     moved: set[int] | None = None
+    clock = asyncio.get_running_loop().time
+    end = clock() + MORE_LOOKS_S
     for _ in range(MORE_LOOKS):
+        if moved or clock() >= end:
+            break
         with suppress(NoStacksError):
-            again = decode(await read_stacks(py_spy, target, MORE_LOOKS_S), target)
-            new = {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
-            moved = new | (moved or set())
+            again = decode(await read_stacks(py_spy, target, end - clock()), target)
+            moved = {one.thread_id for one in again if leaves.get(one.thread_id, one.frames[:1]) != one.frames[:1]}
     return moved
 
 

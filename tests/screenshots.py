@@ -8,10 +8,15 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
+
+from tests import hang_plugin
 from tests.benchmarks.measure import PROGRAM, own_state, sessions, stop_run
 from tests.real_vllm import provision
 from vllm_probes.keeper.folder import SessionFolder
@@ -82,10 +87,40 @@ async def vllm_pictures() -> None:
         argv = ["--headless", "--", *real.serve_argv(real.free_port(), eager=False)]
         folder, run = session(argv, {**real.env, **environment})
         await picture(folder, "vllm", (80, 24), [], in_state("idle"))
-        await picture(folder, "vllm", (120, 36), [], in_state("idle"))
         await picture(folder, "relaunch", (120, 36), ["e"], in_state("idle"))
         stop_run(folder.path)
         run.wait()
+
+
+async def real_hang_pictures() -> None:
+    """A rank of real vLLM takes a lock twice, as a plugin makes it do, when the first request comes."""
+    real = provision()
+    with own_state() as environment, tempfile.TemporaryDirectory() as plugin:
+        hang_plugin.install(Path(plugin, "plugin"))
+        order = Path(plugin, "order")
+        own = {"PYTHONPATH": f"{plugin}/plugin", "HANG_FILE": str(order)}
+        port = real.free_port()
+        folder, run = session(["--headless", "--", *real.serve_argv(port)], {**real.env, **environment, **own})
+        await picture(folder, "vllm", (120, 36), [], in_state("idle"))
+        strike(order)
+        body = {"model": str(real.model), "prompt": "hello", "max_tokens": 20}
+        asking = asyncio.ensure_future(ask(f"http://127.0.0.1:{port}/v1/completions", body))
+        for size in ((80, 24), (120, 36)):
+            await picture(folder, "vllm-hang", size, [], stalled)
+        await picture(folder, "vllm-stacks", (120, 36), ["s"], stalled)
+        asking.cancel()
+        stop_run(folder.path)
+        run.wait()
+
+
+def strike(order: Path) -> None:
+    order.write_text("collective 1 lock")
+
+
+async def ask(url: str, body: dict[str, object]) -> None:
+    async with httpx.AsyncClient(trust_env=False, timeout=300) as client:
+        with suppress(httpx.HTTPError):
+            await client.post(url, json=body)
 
 
 def main() -> None:
@@ -93,6 +128,7 @@ def main() -> None:
     os.environ["TEXTUAL_ANIMATIONS"] = "none"
     asyncio.run(demo_pictures())
     asyncio.run(vllm_pictures())
+    asyncio.run(real_hang_pictures())
 
 
 if __name__ == "__main__":

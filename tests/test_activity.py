@@ -75,3 +75,33 @@ def test_a_new_attempt_begins_anew() -> None:
         after(server(1, 5), server(2, 6)), AttemptStarted(**stamp(9), command=["x"], levers=[], log="l", shim_pid=1)
     )
     assert dict(activity.moved) == {"start": 9}
+
+
+def replicas(mono: float, *engines: tuple[float, float]) -> EndpointSampled:
+    """(tokens, running) of each."""
+    samples = [
+        EngineSample(engine=str(at), generation_tokens=tokens, running=running)
+        for at, (tokens, running) in enumerate(engines)
+    ]
+    return EndpointSampled(**stamp(mono), url="u", health="ok", engines=samples)
+
+
+def test_a_replica_that_stands_still_is_not_hidden_by_one_that_serves() -> None:
+    activity = Activity()
+    for at in range(1, 30):
+        activity = follow(activity, replicas(at, (min(at, 10), 1.0), (at, 1.0)))
+    assert activity.moved["tokens"] == 10
+
+
+def test_a_replica_without_work_does_not_count() -> None:
+    activity = Activity()
+    for at in range(1, 30):
+        activity = follow(activity, replicas(at, (min(at, 10), float(at < 12)), (at, 1.0)))
+    assert activity.moved["tokens"] == 29
+
+
+def test_work_that_comes_to_an_engine_at_rest_counts_from_then() -> None:
+    activity = Activity()
+    for at in range(1, 30):
+        activity = follow(activity, replicas(at, (5, float(at >= 20)), (7, 0.0)))
+    assert activity.moved["tokens"] == 20

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from vllm_probes.events import (
     AttemptStarted,
@@ -13,12 +14,22 @@ from vllm_probes.events import (
     ProcessesSampled,
 )
 from vllm_probes.rates import total
-from vllm_probes.rows import ProcessRow
+from vllm_probes.rows import EngineSample, ProcessRow
 
 BYTES_STEP = 1 << 20
 """Less than this is talk among processes and no data: an idle tree moves some kB a second (measured)."""
 GPU_STEP_BYTES = 64 << 20
 _COUNTERS = ("prompt_tokens", "generation_tokens", "iterations", "finished_requests")
+
+
+class EngineActivity(NamedTuple):
+    """One engine, as its counters tell."""
+
+    tokens: float
+    """All its counters together: whatever moves, changes them."""
+    has_work: bool
+    moved_mono: float | None
+    """When they moved last, or when work came to them at rest; None: they have not since somebody looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +39,7 @@ class Activity:
     moved: Mapping[str, float] = field(default_factory=dict)
     """As in `activity_sampled`."""
     requests: float | None = None
-    tokens: float | None = None
+    engines: Mapping[str, EngineActivity] = field(default_factory=dict)
     content_lines: int = 0
     transferred: Mapping[int, int] = field(default_factory=dict)
     """pid -> bytes read and written when they last counted as a movement."""
@@ -67,12 +78,30 @@ def _moved(activity: Activity, what: str, mono: float) -> Activity:
 def _endpoint_sampled(activity: Activity, event: EndpointSampled) -> Activity:
     if not event.engines:
         return activity
-    tokens = sum(total(event.engines, name) or 0.0 for name in _COUNTERS)
+    engines = {one.engine: _engine_activity(activity.engines.get(one.engine), one, event.mono) for one in event.engines}
     waiting, running = total(event.engines, "waiting"), total(event.engines, "running")
     requests = None if waiting is None and running is None else (waiting or 0.0) + (running or 0.0)
-    if activity.tokens is not None and tokens != activity.tokens:
-        activity = _moved(activity, "tokens", event.mono)
-    return replace(activity, tokens=tokens, requests=requests)
+    activity = replace(activity, engines=engines, requests=requests)
+    moved_mono = _tokens_moved_mono(engines)
+    return activity if moved_mono is None else _moved(activity, "tokens", moved_mono)
+
+
+def _engine_activity(before: EngineActivity | None, sample: EngineSample, mono: float) -> EngineActivity:
+    tokens = sum(getattr(sample, name) or 0.0 for name in _COUNTERS)
+    has_work = bool(sample.running or sample.waiting)
+    if before is None:
+        return EngineActivity(tokens, has_work, None)
+    begins = has_work and not before.has_work
+    return EngineActivity(tokens, has_work, mono if begins or tokens != before.tokens else before.moved_mono)
+
+
+def _tokens_moved_mono(engines: Mapping[str, EngineActivity]) -> float | None:
+    """Of the engine with work that has stood still the longest: others may serve while one replica hangs."""
+    known = [one for one in engines.values() if one.moved_mono is not None]
+    at_work = [one.moved_mono for one in known if one.has_work and one.moved_mono is not None]
+    if at_work:
+        return min(at_work)
+    return max((one.moved_mono for one in known if one.moved_mono is not None), default=None)
 
 
 def _log_sampled(activity: Activity, event: LogSampled) -> Activity:

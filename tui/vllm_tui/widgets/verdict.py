@@ -25,6 +25,8 @@ class VerdictBanner(Panel):
         verdict = attempt.verdict if attempt else None
         if attempt is None or verdict is None or verdict.health == "ok":
             return []
+        if verdict.health == "dead" and not verdict.culprits:
+            return []  # nobody to name: the notices tell how it ended
         symbol, style = verdict_look(verdict)
         lasted = since(self._situation, verdict)
         title = Content.styled(f"{symbol} {verdict.health.upper()} {lasted}".rstrip(), f"bold {style}")

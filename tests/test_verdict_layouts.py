@@ -101,6 +101,17 @@ def test_a_rank_in_state_d_needs_no_stack() -> None:
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "uninterruptible")])
 
 
+def test_weights_that_are_copied_for_a_sleep_take_their_time() -> None:
+    copying = thread(
+        "copy_ (torch/_tensor.py:1) < sleep (vllm/device_allocator/cumem.py:200)"
+        f" < sleep (vllm/v1/worker/gpu_worker.py:130) < {LOOP}",
+        name="MainThread",
+        state="S",
+        syscall=202,
+    )
+    assert Story().looks(engine_waits(), copying, copying).told == []
+
+
 def test_waiting_for_other_nodes_is_at_most_suspect() -> None:
     meeting = thread(
         "barrier (torch/distributed/distributed_c10d.py:1) < "

@@ -45,6 +45,8 @@ class Standing:
     """It has logged an exception since the last progress."""
     is_loading: bool = False
     """It is somewhere in the loading of the model."""
+    is_managed: bool = False
+    """It carries out a call that is no step: it goes to sleep, loads an adapter, takes new weights."""
     is_meeting: bool = False
     """It sets up the communication among all ranks, of all nodes."""
     is_blind: bool = False

@@ -131,6 +131,8 @@ class FrameTable:
 
     def _is_believed(self, entry: FrameEntry, support: str, thread: ThreadStack) -> bool:
         """Whether what the kernel says of the thread allows that it waits in this frame."""
+        if thread.state == "R" and thread.moves and support == "itself":
+            return False  # native code stands where it was called
         if thread.state == "R":
             return entry.class_ != "idle" or support != "itself"
         wait = wait_of(thread, self.machine)

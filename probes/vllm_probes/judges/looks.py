@@ -13,6 +13,15 @@ from vllm_probes.rows import ProcessDoing, ProcessRow, Role, StackFile, ThreadSt
 AT_REST = frozenset(("idle", "lock", "startup_wait", "waiting_for_worker"))
 NEEDS_NO_STACK = frozenset(("stopped", "uninterruptible"))
 """What the kernel says is proof enough."""
+WORKERS = ("vllm/v1/worker/gpu_worker.py", "vllm/v1/worker/cpu_worker.py", "vllm/v1/worker/worker_base.py")
+MANAGING = frozenset(
+    (
+        *("sleep", "wake_up", "add_lora", "start_weight_update", "update_weights", "finish_weight_update", "profile"),
+        *("reload_weights", "save_sharded_state", "save_tensorized_model", "compute_weight_checksums"),
+        *("checkpoint_prepare", "checkpoint_restore"),
+    )
+)
+"""Calls of a worker that are no step (vLLM 0.32)."""
 MEETING = frozenset(("init_process_group", "init_distributed_environment", "ncclCommInitRank", "rendezvous"))
 LOADING = "vllm/model_executor/model_loader/"
 
@@ -73,6 +82,7 @@ def _look(
         doing=does,
         frame=place(thread),
         failed=failed,
+        is_managed=any(frame.function in MANAGING and frame.file in WORKERS for frame in thread.frames),
         is_meeting=any(frame.function in MEETING for frame in thread.frames),
         is_blind=not thread.frames and does not in NEEDS_NO_STACK,
         is_on_gpu=any(what.class_ == "gpu_sync" for _, what in threads[1:]),

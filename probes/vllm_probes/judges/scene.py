@@ -172,7 +172,7 @@ def _grace_s(one: Standing, scene: Scene) -> float:
     if one.doing == "stopped":
         return 0.0
     moves = scene.motion.get(str(one.row.pid)) == "function"
-    if one.row.pid in scene.turning:
+    if one.row.pid in scene.turning or one.is_managed:
         return OPERATOR_GRACE_S
     if one.classified.class_ == "torch_op" or (moves and one.row.pid in scene.in_torch):
         return OPERATOR_GRACE_S

@@ -121,6 +121,17 @@ def _leftovers(mark: bytes, session_ids: set[int]) -> list[tuple[int, int]]:
 
 
 @pytest.fixture
+def nobody() -> list[str]:
+    """What to write before a command so that another user runs it."""
+    become = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    if subprocess.run([*become, sys.executable, "-c", "import vllm_probes"], capture_output=True).returncode:
+        pytest.skip("another user may not read this virtual environment")
+    return become
+
+
+@pytest.fixture
 def open_terminal(state_home: Path, spawned: Spawn) -> Iterator[Open]:
     """Start the program on a pseudo-terminal; what it starts is ended with the test (by `spawned`)."""
     opened: list[Terminal] = []

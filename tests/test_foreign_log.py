@@ -133,11 +133,8 @@ def test_the_cgroups_of_containers(line: str, command: str | None, monkeypatch: 
     assert foreign_log._container_command(1) == command
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_users(shell: Shell) -> None:
+def test_another_users(shell: Shell, nobody: list[str]) -> None:
     pid = shell("exec sleep 600")
     code = f"from vllm_probes.sensors.foreign_log import log_of; print(log_of([{pid}]).reason)"
-    nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
-
     said = subprocess.run([*nobody, sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert f"`sudo ls -l /proc/{pid}/fd/1`" in said

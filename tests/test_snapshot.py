@@ -1,7 +1,6 @@
 """`vllm-tui snapshot` on real processes: any pid, another user, and what is no vLLM."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from tests.conftest import PROGRAM, Spawn, WaitFor
 from tests.titled_tree import TitledTree, server_argv, start_tree
 from vllm_probes.sensors import tree
 
-NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 Done = subprocess.CompletedProcess[str]
 
 LOCKED = """
@@ -97,15 +95,14 @@ def test_where_the_time_goes(locked: int) -> None:
     assert "100 %  lock " in done.stdout
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_without_the_right_every_process_has_the_line_that_gets_it(server: TitledTree) -> None:
-    seen = as_json(str(server.root.pid), before=NOBODY)
+def test_without_the_right_every_process_has_the_line_that_gets_it(server: TitledTree, nobody: list[str]) -> None:
+    seen = as_json(str(server.root.pid), before=nobody)
     assert (seen["health"], seen["culprits"], seen["user"]) == (None, [], "root")
     assert len(seen["processes"]) == 4
     for one in seen["processes"]:
         assert f"dump --nonblocking --pid {one['pid']}`" in one["error"]
         assert one["doing"] is None
-    text = snapshot("--port", "8123", before=NOBODY).stdout
+    text = snapshot("--port", "8123", before=nobody).stdout
     assert text.startswith("NOT KNOWN: ")
     assert f" snapshot {server.root.pid}`." in text.splitlines()[1]
 

@@ -148,7 +148,9 @@ async def test_what_cannot_be_saved_is_told(script: Script, tmp_path: Path) -> N
     source.play(replace(captured(script, 55), folder="not/there"))
     async with running(source, tmp_path) as (app, pilot):
         await shows(app, pilot, "SERVING")
-        await pilot.press("s", "w")
+        await pilot.press("s")
+        await shows(app, pilot, "Stacks")
+        await pilot.press("w")
         await shows(app, pilot, "Cannot write", "No such file or directory")
 
 

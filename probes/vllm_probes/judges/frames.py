@@ -48,6 +48,15 @@ _Entry = TypeVar("_Entry")
 _OWN_FILE = Path(__file__).with_name("frames.toml")
 _WEAK = frozenset(("lock", "poll", "torch_op", "glue"))
 _FOR_OTHERS = frozenset(("collective", "gpu_sync"))
+_LIBRARY_PACKAGES = frozenset(
+    (
+        *("asyncio", "collections", "concurrent", "compression", "ctypes", "curses", "dbm", "distutils", "email"),
+        *("encodings", "ensurepip", "html", "http", "importlib", "json", "logging", "multiprocessing", "pathlib", "re"),
+        *("sqlite3", "string", "sysconfig", "tkinter", "tomllib", "unittest", "urllib", "venv", "wsgiref", "xml"),
+        *("xmlrpc", "zipfile", "zoneinfo"),
+    )
+)
+"""Folders of Python 3.9-3.14. Users have folders called `code`, `profile` and `test`, too."""
 OPERATORS = "torch/ops/"
 """Where the frames of operators are said to be: no such files exist."""
 _PACKAGES = ("/site-packages/", "/dist-packages/")
@@ -245,7 +254,8 @@ def is_standard_library(file: str) -> bool:
     """Whether a file of a stack is part of Python itself."""
     if file.startswith("<frozen "):
         return True
-    return _inside(file).partition("/")[0].removesuffix(".py") in sys.stdlib_module_names
+    first, is_folder, _ = _inside(file).partition("/")
+    return first in _LIBRARY_PACKAGES if is_folder else first.removesuffix(".py") in sys.stdlib_module_names
 
 
 def called_operator(source_line: str) -> Frame | None:

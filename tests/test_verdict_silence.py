@@ -49,6 +49,14 @@ def test_without_stacks_the_rank_that_rests_while_others_spin_is_suspected() -> 
     assert story.last == ("suspect", "rank_absent", [("Worker_TP1", "unknown")])
 
 
+def test_a_rank_that_can_be_read_beside_one_that_spins_unread() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in (103, 106, 109, 112, 115):
+        story.look(at, engine_waits(), unread("R", ticks=at * 100), in_lock())
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "lock")])
+
+
 def test_without_stacks_nothing_is_said_of_ranks_that_all_do_the_same() -> None:
     story = Story()
     story.quiet(103, 100)

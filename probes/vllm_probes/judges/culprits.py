@@ -89,6 +89,8 @@ def find_hang(
     found = _among_workers(sighted, gpus_idle)
     if found is None or not found.culprits:
         found = _among_blind(standings, working) or found
+    elif found.kind == "worker_stuck" and (spinning := _spinning(standings, working)):
+        found = Hang("rank_absent", found.culprits, spinning)
     if found is None or not found.culprits:
         found = _in_front(sighted) or found
     found = found or _above_workers(sighted)
@@ -101,8 +103,16 @@ def _among_blind(standings: Sequence[Standing], working: Collection[int]) -> Han
     """Ranks that rest while others spin: whoever waits for peers spins, on a CPU (vLLM 0.32) and on GPUs."""
     workers = _of(standings, lambda one: one.row.role == "worker")
     absent = _of(workers, lambda one: one.is_blind and one.row.pid not in working)
-    spinning = _of(workers, lambda one: one.row.pid in working or one.classified.class_ in WAITS_FOR_PEERS)
+    spinning = _spinning(standings, working)
     return Hang("rank_absent", absent, spinning, is_guess=True) if absent and spinning else None
+
+
+def _spinning(standings: Sequence[Standing], working: Collection[int]) -> tuple[Standing, ...]:
+    """Ranks in a collective, as their stacks say, or where those cannot be read as their CPU does."""
+    workers = _of(standings, lambda one: one.row.role == "worker")
+    return _of(
+        workers, lambda one: one.classified.class_ in WAITS_FOR_PEERS or (one.is_blind and one.row.pid in working)
+    )
 
 
 def _among_workers(standings: Sequence[Standing], gpus_idle: Mapping[int, bool]) -> Hang | None:

@@ -97,11 +97,9 @@ def _engine_activity(before: EngineActivity | None, sample: EngineSample, mono: 
 
 def _tokens_moved_mono(engines: Mapping[str, EngineActivity]) -> float | None:
     """Of the engine with work that has stood still the longest: others may serve while one replica hangs."""
-    known = [one for one in engines.values() if one.moved_mono is not None]
-    at_work = [one.moved_mono for one in known if one.has_work and one.moved_mono is not None]
-    if at_work:
-        return min(at_work)
-    return max((one.moved_mono for one in known if one.moved_mono is not None), default=None)
+    known = [(one.has_work, one.moved_mono) for one in engines.values() if one.moved_mono is not None]
+    at_work = [mono for has_work, mono in known if has_work]
+    return min(at_work) if at_work else max((mono for _, mono in known), default=None)
 
 
 def _log_sampled(activity: Activity, event: LogSampled) -> Activity:

@@ -1,12 +1,12 @@
 """Who holds a run up, from one look at the stacks of all its processes, if anything does: that is asked elsewhere."""
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_probes.judges.doing import Doing
 from vllm_probes.judges.frames import Classified
+from vllm_probes.judges.titles import parts
 from vllm_probes.rows import Culprit, ProcessRow, Role
 
 Kind = Literal[
@@ -25,7 +25,6 @@ Kind = Literal[
 ]
 """Of hangs, the first that fits."""
 
-_PART = re.compile(r"_(DP|PP)(\d+)")
 _BETWEEN_TWO = ("recv", "send", "irecv", "isend")
 """Operations of a stage with the one before or behind it."""
 TAKES_PART: frozenset[Role] = frozenset(("command", "api_server", "engine_core", "worker", "coordinator"))
@@ -149,17 +148,17 @@ def _absent(
     """
     if failed := _of(idle, lambda one: one.failed):
         return failed
-    for parts in (("DP", "PP"), ("DP",), ()):
-        circles = {_circle(peer, parts) for peer in peers}
+    for wanted in (("DP", "PP"), ("DP",), ()):
+        circles = [_circle(peer, wanted) for peer in peers]
         for candidates in (idle, operators):
-            if near := tuple(one for one in candidates if _circle(one, parts) in circles):
+            if near := tuple(one for one in candidates if _circle(one, wanted) in circles):
                 return near
     return ()
 
 
-def _circle(one: Standing, parts: Sequence[str]) -> tuple[str, ...]:
-    """`("0", "1")` of `Worker_DP0_PP1_TP3`; empty where the name does not tell."""
-    return tuple(found[2] for found in _PART.finditer(one.row.process) if found[1] in parts)
+def _circle(one: Standing, wanted: Sequence[str]) -> list[tuple[str, int]]:
+    """`[("DP", 0), ("PP", 1)]` of `Worker_DP0_PP1_TP3`; empty where the name does not tell."""
+    return [(part, number) for part, number in parts(one.row.process).items() if part in wanted]
 
 
 def _all_in_collectives(peers: tuple[Standing, ...], gpus_idle: Mapping[int, bool]) -> Hang:

@@ -42,7 +42,7 @@ def stage_of(state: State | None, *, is_counted: bool) -> Stage:
 class Scene:
     """One look."""
 
-    looks: tuple[Look, ...]
+    standings: tuple[Standing, ...]
     motion: Mapping[str, Motion]
     """Of each process that the look before shows too, by pid."""
     working: frozenset[int]
@@ -55,10 +55,6 @@ class Scene:
     compiles: bool
     receives: bool
     """A thread that waits for the network has woken up since then, as it had at the look before."""
-
-    @property
-    def standings(self) -> tuple[Standing, ...]:
-        return tuple(look.standing for look in self.looks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,7 @@ def scene_of(
     used = {pid: ticks - before.cpu_ticks.get(pid, ticks) for pid, ticks in now.cpu_ticks.items()}
     compilers = any(row.role == "compiler" and row.cpu_percent >= COMPILING_PERCENT for row in rows.values())
     scene = Scene(
-        looks=tuple(looks),
+        standings=tuple(look.standing for look in looks),
         motion=moving(before.threads, now.threads),
         working=frozenset(pid for pid, ticks in used.items() if ticks >= least > 0),
         in_torch=frozenset(

@@ -1,11 +1,11 @@
 """The stacks of all ranks as one tree, what moved since the last look, who is the odd one, and who waits for whom."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from vllm_probes.judges.frames import Classified
 from vllm_probes.judges.ranksets import natural
+from vllm_probes.judges.titles import parts
 from vllm_probes.rows import Frame, Role, ThreadStack
 
 Motion = Literal["frozen", "line", "function"]
@@ -179,8 +179,6 @@ class Edge(NamedTuple):
 
 
 _FOR_WHAT = {"idle": "work", "startup_wait": "start", "waiting_for_worker": "answer"}
-_DATA_PARALLEL = re.compile(r"_DP(\d+)")
-_STAGE = re.compile(r"_PP(\d+)")
 
 
 def wait_for(standings: Mapping[int, Standing]) -> list[Edge]:
@@ -230,8 +228,8 @@ def _targets(standing: Standing, standings: Mapping[int, Standing]) -> list[int]
 def _of_same_replica(standing: Standing, standings: Mapping[int, Standing], role: Role) -> list[int]:
     """Processes of a role in the same replica of data parallelism; all of them where the names do not tell."""
     found = {pid: one for pid, one in standings.items() if one.role == role}
-    replica = _DATA_PARALLEL.search(standing.process)
-    same = [pid for pid, one in found.items() if _part(_DATA_PARALLEL, one) == (replica and replica[1])]
+    replica = parts(standing.process).get("DP")
+    same = [pid for pid, one in found.items() if parts(one.process).get("DP") == replica]
     return same or list(found)
 
 
@@ -243,9 +241,10 @@ def _absent_peers(pid: int, standings: Mapping[int, Standing]) -> list[int]:
     """
     own = standings[pid]
     peers = {other: one for other, one in standings.items() if other != pid and one.role == own.role}
+    place, places = parts(own.process), {other: parts(one.process) for other, one in peers.items()}
     for is_away in (_is_in_none, lambda one: one.classified.operation != own.classified.operation):
-        for parts in ((_DATA_PARALLEL, _STAGE), (_DATA_PARALLEL,), ()):
-            circle = [one for one in peers if all(_part(part, peers[one]) == _part(part, own) for part in parts)]
+        for wanted in (("DP", "PP"), ("DP",), ()):
+            circle = [one for one in peers if all(places[one].get(part) == place.get(part) for part in wanted)]
             if away := [one for one in circle if is_away(peers[one])]:
                 return away
     return []
@@ -253,8 +252,3 @@ def _absent_peers(pid: int, standings: Mapping[int, Standing]) -> list[int]:
 
 def _is_in_none(standing: Standing) -> bool:
     return standing.classified.class_ not in ("collective", "gpu_sync")
-
-
-def _part(part: re.Pattern[str], standing: Standing) -> str | None:
-    found = part.search(standing.process)
-    return found[1] if found else None

@@ -68,6 +68,11 @@ def is_vllm_name(process: str) -> bool:
     return _role(process, _NAMES) is not None
 
 
+def parts(name: str) -> dict[str, int]:
+    """Where in the grid of ranks a process is: `{"DP": 0, "PP": 1, "TP": 3}` of `Worker_DP0_PP1_TP3`."""
+    return {part: int(number) for part, number in _PART.findall(name)}
+
+
 def grid_ranks(names: Collection[str]) -> dict[str, int]:
     """Global ranks of workers whose titles have several parts, from the grid that all titles make.
 
@@ -75,7 +80,7 @@ def grid_ranks(names: Collection[str]) -> dict[str, int]:
     tells no sizes, but a complete grid does; of the first part any range may be on this host. Empty while the grid has
     gaps: workers that start get their titles one by one.
     """
-    places = {name: {part: int(number) for part, number in _PART.findall(name)} for name in names}
+    places = {name: parts(name) for name in names}
     used = [part for part in ("DP", "PP", "PCP", "TP") if any(part in place for place in places.values())]
     if len(used) < 2 or any(list(place) != used for place in places.values()):
         return {}

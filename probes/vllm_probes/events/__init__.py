@@ -15,6 +15,7 @@ from vllm_probes.events.base import (
     Observation,
     Stamp,
     State,
+    stamp_of,
 )
 from vllm_probes.events.conclusions import (
     DeadlineChanged,
@@ -107,4 +108,5 @@ __all__ = [
     "VerdictChanged",
     "decode",
     "encode",
+    "stamp_of",
 ]

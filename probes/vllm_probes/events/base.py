@@ -35,6 +35,11 @@ class Stamp(TypedDict):
     attempt: int
 
 
+def stamp_of(event: "Event") -> Stamp:
+    """For what is concluded from an event: it bears the same stamp, so that a recording judged again gives the same."""
+    return Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
+
+
 def _snake_case(name: str) -> str:
     return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
 

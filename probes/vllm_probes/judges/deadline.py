@@ -20,11 +20,11 @@ from vllm_probes.events import (
     DeadlineChanged,
     Event,
     ProcessesSampled,
-    Stamp,
     State,
     StopRequested,
     TimeoutsRead,
     VerdictChanged,
+    stamp_of,
 )
 from vllm_probes.rows import ProcessRow
 
@@ -72,7 +72,7 @@ def step(memory: Memory, event: Event, state: State | None, conclusions: Collect
     deadline = _find(memory, state) if memory.is_open else None
     if deadline == memory.told or _is_the_same(deadline, memory.told):
         return memory, []
-    stamp = Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
+    stamp = stamp_of(event)
     told = DeadlineChanged(**stamp) if deadline is None else DeadlineChanged(**stamp, **deadline._asdict())
     return replace(memory, told=deadline), [told]
 

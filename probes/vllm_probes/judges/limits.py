@@ -20,9 +20,9 @@ from vllm_probes.events import (
     LimitChanged,
     LogRecorded,
     ProcessesSampled,
-    Stamp,
     StopRequested,
     TreeEnded,
+    stamp_of,
 )
 from vllm_probes.gpus import GpuModel, residents
 from vllm_probes.judges.limit_interval import GPU_ROWS, Interval, Key, Limit
@@ -127,10 +127,6 @@ def step(memory: Memory, event: Event) -> Result:
             return memory, []
 
 
-def _stamp(event: Event) -> Stamp:
-    return Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
-
-
 # --- the course of an attempt -----------------------------------------------------------------------------------------
 
 
@@ -147,7 +143,7 @@ def _close(memory: Memory, event: Event) -> Result:
 
 def _rest(memory: Memory, event: Event) -> Result:
     """No load any more: nothing limits it."""
-    conclusions: list[Conclusion] = [LimitChanged(**_stamp(event), limit=None)] if memory.told else []
+    conclusions: list[Conclusion] = [LimitChanged(**stamp_of(event), limit=None)] if memory.told else []
     return replace(memory, look=None, held={}, gpu_rows={}, candidate=None, told=None), conclusions
 
 
@@ -262,6 +258,6 @@ def _tell(memory: Memory, event: Event) -> Result:
 def _changed(candidate: Candidate, event: Event) -> LimitChanged:
     limit = candidate.limit
     if limit is None:
-        return LimitChanged(**_stamp(event), limit=None)
+        return LimitChanged(**stamp_of(event), limit=None)
     evidence = [Evidence(signal=signal, value=value, since=candidate.since) for signal, value in limit.evidence]
-    return LimitChanged(**_stamp(event), limit=limit.name, summary=limit.summary, evidence=evidence)
+    return LimitChanged(**stamp_of(event), limit=limit.name, summary=limit.summary, evidence=evidence)

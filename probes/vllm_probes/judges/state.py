@@ -22,12 +22,12 @@ from vllm_probes.events import (
     PhaseChanged,
     ProcessesSampled,
     ProgressChanged,
-    Stamp,
     State,
     StateChanged,
     StopRequested,
     TreeEnded,
     VerdictChanged,
+    stamp_of,
 )
 from vllm_probes.judges.aftermath import hang_finding
 from vllm_probes.judges.rules import Rule
@@ -131,14 +131,10 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictC
             return memory, []
 
 
-def _stamp(event: Event) -> Stamp:
-    return Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
-
-
 def _move(memory: Memory, event: Event, state: State, reason: str | None = None) -> Result:
     if memory.state == state or memory.state in ENDED_STATES:
         return memory, []
-    return replace(memory, state=state), [StateChanged(**_stamp(event), state=state, reason=reason)]
+    return replace(memory, state=state), [StateChanged(**stamp_of(event), state=state, reason=reason)]
 
 
 def _attempt_started(event: AttemptStarted) -> Result:
@@ -207,7 +203,7 @@ def _enter_phase(memory: Memory, event: LogRecorded, rule: Rule) -> Result:
     if memory.phase and _ORDER.index(phase) < _ORDER.index(memory.phase) and phase not in _REPEATABLE:
         return memory, []
     memory = replace(memory, phase=phase, progress=None)
-    entered = PhaseChanged(**_stamp(event), phase=phase, label=rule.label or phase, line_number=event.line_number)
+    entered = PhaseChanged(**stamp_of(event), phase=phase, label=rule.label or phase, line_number=event.line_number)
     memory, conclusions = _move(memory, event, PHASES[phase])
     return memory, [entered, *conclusions]
 
@@ -221,7 +217,7 @@ def _note_progress(memory: Memory, event: LogRecorded, rule: Rule) -> Result:
         return memory, []
     memory = replace(memory, progress=(label, done, total))
     eta = event.fields.get("eta")
-    return memory, [ProgressChanged(**_stamp(event), label=label, done=done, total=total, eta=eta)]
+    return memory, [ProgressChanged(**stamp_of(event), label=label, done=done, total=total, eta=eta)]
 
 
 def _number(text: str | None) -> float | None:
@@ -285,8 +281,8 @@ def _host_sampled(memory: Memory, event: HostSampled) -> Result:
     grows = bool(event.download_bytes_per_s)
     if grows and memory.state in ("starting", "loading") and memory.phase != "weights":
         memory = replace(memory, state="downloading", downloads=True)
-        entered = PhaseChanged(**_stamp(event), phase="download", label="downloading the model", line_number=0)
-        return memory, [entered, StateChanged(**_stamp(event), state="downloading")]
+        entered = PhaseChanged(**stamp_of(event), phase="download", label="downloading the model", line_number=0)
+        return memory, [entered, StateChanged(**stamp_of(event), state="downloading")]
     if memory.downloads and event.download_bytes is None and memory.state == "downloading":
         return _move(replace(memory, downloads=False), event, "loading")
     return memory, []
@@ -305,7 +301,7 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: Ver
     first, last = memory.oom_kills or (0, 0)
     findings = [hang_finding(hang, memory.log)] if hang else []
     findings += find_causes(clues, memory.facts, memory.log, oom_kill_count=last - first)
-    exited = Exited(**_stamp(event), code=ended.code, signal=ended.signal, findings=findings)
+    exited = Exited(**stamp_of(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 
 

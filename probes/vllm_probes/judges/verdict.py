@@ -19,10 +19,10 @@ from vllm_probes.events import (
     LogRecorded,
     ProcessesSampled,
     StacksCaptured,
-    Stamp,
     State,
     StopRequested,
     VerdictChanged,
+    stamp_of,
 )
 from vllm_probes.judges.culprits import Hang, Standing, find_hang, summary
 from vllm_probes.judges.evidence import evidence, exception
@@ -168,16 +168,12 @@ def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | Non
     memory = replace(memory, moved=event.moved, pending=pending, is_counted=is_counted)
     if _moved_mono(event.moved, stage) <= before_mono and (pending or memory.suspicion or memory.stalled):
         return memory, []  # whoever gives up waiting does not end a hang
-    over = [DoingChanged(**_stamp(event))] if memory.doing else []
+    over = [DoingChanged(**stamp_of(event))] if memory.doing else []
     moved_time = event.time - (event.mono - _moved_mono(event.moved, stage))
     failed = {pid: one for pid, one in memory.failed.items() if (one.since or 0.0) > moved_time - SEEN_LATE_S}
     memory = replace(memory, suspicion=None, failed=failed, before=NOTHING_BEFORE, doing=())
     memory, verdicts = _tell(memory, event, None, (), "ok", stage)
     return memory, [*over, *verdicts]
-
-
-def _stamp(event: Event) -> Stamp:
-    return Stamp(time=event.time, mono=event.mono, node=event.node, attempt=event.attempt)
 
 
 def _moved_mono(moved: Mapping[str, float], stage: Stage) -> float:
@@ -195,7 +191,7 @@ def _stacks_captured(
     scene, now = scene_of(looks, event.stacks, memory.rows, memory.before, event.mono)
     doing = doings(looks, scene.motion, memory.doing, event.time)
     memory = replace(memory, before=now, doing=doing)
-    told = DoingChanged(**_stamp(event), processes=doing)
+    told = DoingChanged(**stamp_of(event), processes=doing)
     if not memory.is_open:
         return memory, [told]
     memory, verdicts = _judged(memory, event, scene, state, phase)
@@ -285,7 +281,7 @@ def _tell(
     verdict: Verdict = (health, hang.kind if hang else None, pids)
     if verdict == memory.told:
         return memory, []
-    stamp = _stamp(event)
+    stamp = stamp_of(event)
     memory = replace(memory, told=verdict)
     if hang is None:
         return replace(memory, stalled=None, involved=frozenset()), [VerdictChanged(**stamp, health="ok")]
@@ -314,7 +310,7 @@ def _died(memory: Memory, event: Event) -> tuple[Memory, VerdictChanged]:
     summary = f"{lost.process} (pid {lost.pid}) went first." if lost else "It has ended, and nobody asked for it."
     gone = [Culprit(process=lost.process, pid=lost.pid, rank=lost.rank, doing="unknown", frame=None)] if lost else []
     died = VerdictChanged(
-        **_stamp(event),
+        **stamp_of(event),
         health="dead",
         kind=hung.kind if hung else "unknown",
         culprits=hung.culprits if hung else gone,

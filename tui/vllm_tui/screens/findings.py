@@ -135,13 +135,7 @@ class FindingsPage(Page):
 
     def action_save(self) -> None:
         path = self._folder / f"attempt-{self._number}-findings.txt"
-        try:
-            path.write_text("\n".join(map(as_text, self._findings)), "utf-8", errors="replace")
-        except OSError as error:
-            why = f"Cannot write {path}: {error.strerror}. y copies the chosen finding."
-            self.app.notify(why, severity="error", markup=False)
-            return
-        self.app.notify(f"Saved as {path}", markup=False)
+        self.save(path, "\n".join(map(as_text, self._findings)), "y copies the chosen finding.")
 
 
 def entries(finding: Finding) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """A page over the main screen: a title row, text to scroll, Esc goes back."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from textual.app import ComposeResult
@@ -68,6 +69,15 @@ class Page(Screen[None]):
         self._title.show(self.page_title())
         self._text.show_rows(self.page_rows(max(20, width - 3)))
         self._keys.show_rows([key_row(keys, width)])
+
+    def save(self, path: Path, text: str, instead: str) -> None:
+        """Write a file and say where, or why not and what to do `instead`."""
+        try:
+            path.write_text(text, "utf-8", errors="replace")
+        except OSError as error:
+            self.app.notify(f"Cannot write {path}: {error.strerror}. {instead}", severity="error", markup=False)
+            return
+        self.app.notify(f"Saved as {path}", markup=False)
 
     def action_scroll_to_end(self, bottom: bool) -> None:
         (self._text.scroll_end if bottom else self._text.scroll_home)(animate=False)

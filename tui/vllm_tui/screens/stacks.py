@@ -176,13 +176,7 @@ class StacksPage(Page):
         merged = self._merged_blocks(captured, COPY_WIDTH, folded=False)
         each = self._process_blocks(captured, COPY_WIDTH, all_threads=True)
         path = self._folder / captured.folder / SAVED_AS
-        try:
-            path.write_text(plain([[self.page_title()], *merged, *each]), "utf-8")
-        except OSError as error:
-            why = f"Cannot write {path}: {error.strerror}. y copies what is shown."
-            self.app.notify(why, severity="error", markup=False)
-            return
-        self.app.notify(f"Saved as {path}", markup=False)
+        self.save(path, plain([[self.page_title()], *merged, *each]), "y copies what is shown.")
 
 
 def troubles(captured: StacksCaptured) -> list[tuple[str, str]]:

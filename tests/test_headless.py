@@ -19,6 +19,7 @@ from vllm_probes.events import CommandAnswered
 from vllm_probes.keeper.client import Client, connect
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.keeper import LINGER_S
+from vllm_probes.keeper.priority import URGENT_NICE
 
 Line = dict[str, Any]
 
@@ -329,6 +330,22 @@ def test_the_exit_code_is_that_of_the_last_attempt(start: Any, wait_for: WaitFor
     asyncio.run(_ask(SessionFolder(Path(run.lines[0]["session"])), Relaunch()))
     assert run.end() == 4
     assert [line["attempt"] for line in run.of("attempt_started")] == [1, 2]
+
+
+def test_the_command_competes_as_it_would_alone_whoever_starts_it(start: Any, wait_for: WaitFor) -> None:
+    """The keeper goes ahead of others where it may, and starts the second attempt itself."""
+    run = start("--headless", "--", "sh", "-c", "nice; exec sleep 100")
+    folder = SessionFolder(Path(run.until("processes_sampled") and run.lines[0]["session"]))
+    asyncio.run(_ask(folder, Relaunch()))
+    wait_for(lambda: folder.attempt(2).with_suffix(".log").exists() and _log(folder, 2), message="no second attempt")
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    assert (_log(folder, 1), _log(folder, 2)) == (f"{ours}\n", f"{ours}\n")
+    allowed = subprocess.run(["nice", "-n", str(URGENT_NICE - ours), "nice"], capture_output=True, check=True).stdout
+    assert os.getpriority(os.PRIO_PROCESS, run.of("keeper_started")[0]["pid"]) == int(allowed)
+
+
+def _log(folder: SessionFolder, attempt: int) -> str:
+    return folder.attempt(attempt).with_suffix(".log").read_text()
 
 
 async def _ask(folder: SessionFolder, *wishes: Command) -> list[CommandAnswered]:

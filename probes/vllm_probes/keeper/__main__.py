@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from vllm_probes.keeper import priority
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_probes.keeper.keeper import Keeper
 
@@ -17,6 +18,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the command line launches with its signals held back
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
+    priority.hurry()
     os.set_inheritable(int(sys.argv[2]), False)
     asyncio.run(keep(SessionFolder(Path(sys.argv[1]))))
 

@@ -12,6 +12,7 @@ import msgspec
 
 from vllm_probes.events import AttemptStarted, Stamp
 from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.priority import as_the_user
 from vllm_probes.launch.attempt import start_attempt
 from vllm_probes.launch.levers import Plan, plan
 from vllm_probes.launch.redact import redact_argv
@@ -39,7 +40,8 @@ class Attempt(msgspec.Struct, frozen=True):
         """
         if "coredump" in self.levers:
             self.folder.coredumps.mkdir(mode=0o700, exist_ok=True)
-        return start_attempt(self.plan.spec, self.folder.attempt(self.number))
+        with as_the_user():
+            return start_attempt(self.plan.spec, self.folder.attempt(self.number))
 
     def started(self, shim_pid: int | None, stamp: Stamp) -> AttemptStarted:
         """The event that tells of it."""

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from vllm_probes.events import StallAnswered, VerdictChanged, encode
 from vllm_probes.keeper import bundle
 from vllm_probes.keeper.folder import Launch, SessionFolder
+from vllm_probes.keeper.priority import as_the_user
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.model import AttemptModel
 
@@ -93,7 +94,7 @@ class OnStall:
             OSError: it cannot be started, or the file cannot be made.
         """
         output.parent.mkdir(mode=0o700, exist_ok=True)
-        with output.open("wb") as file:
+        with output.open("wb") as file, as_the_user():
             process = await asyncio.create_subprocess_exec(
                 *argv,
                 stdin=asyncio.subprocess.PIPE,

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from signal import SIGUSR2
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.conftest import Spawn, WaitFor
 from tests.hooked import TWO_WAIT, Fake, Process, Settle, Start, Two, said
 from tests.test_hook import environment
 from vllm_probes.sensors.py_spy import find_py_spy
-from vllm_probes.sensors.threads import switch_count
+from vllm_probes.sensors.threads import signal_state, switch_count
 
 
 @pytest.fixture
@@ -26,15 +27,20 @@ def started(spawned: Spawn) -> Start:
 
 @pytest.fixture
 def settle(wait_for: WaitFor) -> Settle:
-    """`settle(process, threads)` waits until these have not run for as long as a dump looks at them, and longer."""
+    """`settle(process, threads)` waits until these have slept for as long as a dump looks at them, and longer: not for
+    a page of a library that comes from a slow disk, in which they are in state D."""
 
     def wait(process: Process, threads: Collection[int]) -> None:
         last: dict[int, list[int | None]] = {thread: [] for thread in threads}
 
         def have_come_to_rest() -> bool:
             for thread, counts in last.items():
-                counts.append(switch_count(process.pid, thread))
-            return all(len(counts) > 5 and set(counts[-5:]) == {counts[-1]} for counts in last.values())
+                is_asleep = signal_state(process.pid, thread, SIGUSR2).state == "S"
+                counts.append(switch_count(process.pid, thread) if is_asleep else None)
+            return all(
+                len(counts) > 5 and counts[-1] is not None and set(counts[-5:]) == {counts[-1]}
+                for counts in last.values()
+            )
 
         wait_for(have_come_to_rest, 30)
 

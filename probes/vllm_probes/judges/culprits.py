@@ -92,7 +92,7 @@ def find_hang(
         found = Hang("rank_absent", found.culprits, spinning)
     if found is None or not found.culprits:
         found = _in_front(sighted) or found
-    found = found or _above_workers(sighted)
+    found = _between_engines(sighted, found) or found or _above_workers(sighted)
     if found is None or start_phase is None:
         return found
     return replace(found, kind=_startup_kind(found, start_phase))
@@ -197,13 +197,24 @@ def _all_idle(standings: Sequence[Standing], idle: tuple[Standing, ...], gpus_id
     return Hang("rank_absent", still, _without(idle, still)) if still else Hang("gpu_stuck", (), idle)
 
 
+def _between_engines(standings: Sequence[Standing], found: Hang | None) -> Hang | None:
+    """A coordinator that is held up wakes no engine, so whoever waits for those is not at fault (vLLM 0.32,
+    `DPCoordinatorProc.process_input_socket`)."""
+    if found is not None and any(one.classified.class_ not in WAITS_FOR_OTHERS for one in found.culprits):
+        return None
+    coordinators = _of(standings, lambda one: one.row.role == "coordinator")
+    stuck = _of(coordinators, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS)
+    return Hang("engine_stuck", stuck, _without(standings, stuck)) if stuck else None
+
+
 def _above_workers(standings: Sequence[Standing]) -> Hang | None:
     """The engine, the front end, or a program that is no server."""
     engines = _of(standings, lambda one: one.row.role == "engine_core")
     if stuck := _of(engines, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS):
         on_gpu = all(one.classified.class_ == "gpu_sync" for one in stuck)
         return Hang("gpu_stuck" if on_gpu else "engine_stuck", stuck, _without(standings, stuck))
-    if engines or _of(standings, lambda one: one.row.role in ("api_server", "worker")):
+    has_front = _of(standings, lambda one: one.row.role == "api_server")
+    if has_front or (not engines and _of(standings, lambda one: one.row.role == "worker")):
         return None
     programs = _of(standings, lambda one: one.row.role in ("command", "other"))
     stuck = _of(programs, lambda one: one.classified.class_ not in WAITS_FOR_OTHERS)

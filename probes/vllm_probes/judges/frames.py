@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 import msgspec
 
 from vllm_probes.judges.syscalls import wait_of
-from vllm_probes.rows import Frame, StackFile, ThreadStack
+from vllm_probes.rows import Frame, Role, StackFile, ThreadStack
 
 FrameClass = Literal[
     "idle",
@@ -75,6 +75,7 @@ class FrameEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     functions: list[str]
     rests_on: list[Literal["itself", "lock", "poll", "torch_op", "collective", "gpu_sync"]] = []
     sleeps: bool = False
+    spins: bool = False
     operation: str | None = None
     why: str
     versions: str
@@ -88,6 +89,7 @@ class LoopEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     file: str | list[str]
     functions: list[str]
     main: bool = False
+    role: Role | None = None
 
 
 class Classified(NamedTuple):
@@ -123,14 +125,18 @@ class FrameTable:
                 break
         return walk.result()
 
-    def is_loop(self, frame: Frame, *, main: bool) -> bool:
+    def is_loop(self, frame: Frame, *, main: bool, role: Role | None = None) -> bool:
         """Whether the frame is a loop that gives its thread a place in vLLM; with `main`, that of the main thread."""
-        return any((loop.main or not main) and _knows(loop, frame) for loop in self._loops)
+        loops = (loop for loop in self._loops if (loop.main or not main) and loop.role in (None, role))
+        return any(_knows(loop, frame) for loop in loops)
 
     def _fitting(self, thread: ThreadStack, at: int, support: str) -> FrameEntry | None:
         frame = thread.frames[at]
+        is_locked = at == 0 and thread.state != "R" and wait_of(thread, self.machine) == "lock"
         for entry in self._entries_of(frame.file, frame.function):
-            if entry.rests_on:
+            if entry.spins and is_locked:
+                is_fitting = False
+            elif entry.rests_on:
                 is_fitting = support in entry.rests_on and self._is_believed(entry, support, thread)
             else:
                 is_fitting = bool(entry.functions) or not _is_imported(entry, thread.frames[at:])
@@ -225,7 +231,9 @@ def main_thread(table: FrameTable, process: StackFile) -> ThreadStack | None:
     return next((thread for look in looks for thread in process.threads if look(thread)), None)
 
 
-def threads_that_matter(table: FrameTable, process: StackFile) -> list[tuple[ThreadStack, Classified]]:
+def threads_that_matter(
+    table: FrameTable, process: StackFile, role: Role | None = None
+) -> list[tuple[ThreadStack, Classified]]:
     """The main thread first, then those with a place in vLLM, then whoever may hold up a main thread that waits.
 
     The main thread is held up by others of its process when it waits for a lock, be it Python's own. Those that only
@@ -235,7 +243,7 @@ def threads_that_matter(table: FrameTable, process: StackFile) -> list[tuple[Thr
     if main is None:
         return []
     others = [(thread, table.classify(thread)) for thread in process.threads if thread is not main]
-    known = [one for one in others if any(table.is_loop(frame, main=False) for frame in one[0].frames)]
+    known = [one for one in others if any(table.is_loop(frame, main=False, role=role) for frame in one[0].frames)]
     doing = table.classify(main)
     held = doing.class_ == "lock" or (doing.class_ == "running" and wait_of(main, table.machine) == "lock")
     holders = [one for one in others if held and one not in known and one[1].class_ not in ("idle", "lock")]

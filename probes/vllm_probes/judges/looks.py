@@ -4,13 +4,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_probes.events import StacksCaptured
-from vllm_probes.judges.culprits import Standing, said
+from vllm_probes.judges.culprits import WAITS_FOR_OTHERS, Standing, said
 from vllm_probes.judges.doing import doing, place
 from vllm_probes.judges.frames import Classified, FrameTable, threads_that_matter
 from vllm_probes.judges.stackmerge import Motion
 from vllm_probes.rows import ProcessDoing, ProcessRow, Role, StackFile, ThreadStack
 
-AT_REST = frozenset(("idle", "lock", "startup_wait", "waiting_for_worker"))
 NEEDS_NO_STACK = frozenset(("stopped", "uninterruptible"))
 """What the kernel says is proof enough."""
 WORKERS = ("vllm/v1/worker/gpu_worker.py", "vllm/v1/worker/cpu_worker.py", "vllm/v1/worker/worker_base.py")
@@ -51,11 +50,11 @@ def looks_at(
 
     `before`: the look before, by pid. `failed`: pids that have logged an exception since the last progress.
     """
-    found = ((file, rows.get(file.pid), threads_that_matter(table, file)) for file in event.stacks)
+    known = ((file, row) for file in event.stacks if (row := rows.get(file.pid)) is not None)
     return [
         _look(table, file, row, threads, before.get(file.pid), failed=file.pid in failed)
-        for file, row, threads in found
-        if row is not None and threads
+        for file, row in known
+        if (threads := threads_that_matter(table, file, row.role))
     ]
 
 
@@ -100,7 +99,7 @@ def _telling(threads: list[tuple[ThreadStack, Classified]], role: Role) -> tuple
     which GPU is at fault their table tells.
     """
     main = threads[0]
-    at_rest = {*AT_REST, "gpu_sync"} if role == "worker" else AT_REST
+    at_rest = {*WAITS_FOR_OTHERS, "gpu_sync"} if role == "worker" else WAITS_FOR_OTHERS
     held_up = [one for one in threads[1:] if one[1].class_ not in at_rest]
     return held_up[0] if held_up and main[1].class_ == "idle" else main
 

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.stack_notation import frames, thread
+from vllm_probes.judges.frame_names import called_operator, is_standard_library
 from vllm_probes.judges.frames import (
-    called_operator,
-    is_standard_library,
     load_frames,
     main_thread,
     threads_that_matter,

@@ -228,3 +228,29 @@ async def test_the_log_goes_on_below_a_question(tmp_path: Path) -> None:
         assert isinstance(app.screen, Question)
         await answer(pilot, "escape")
         await shows(app, pilot, "201 lines · following", "step 0199")
+
+
+# --- folding --------------------------------------------------------------------------------------------------------
+
+
+async def test_repeated_lines_are_folded_and_shown_again(source: ScriptedSource, tmp_path: Path) -> None:
+    write(tmp_path, [line(1), line(2), line(2), line(2, process=API), line(3, "ERROR")])
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "5 lines")
+        await pilot.press("z")
+        await shows(app, pilot, "3 of 5 lines", "folded", "step 0002", "×3")
+        await pilot.press("g", "down", "z")
+        await titled(app, pilot, "line 2")
+        assert "×3" not in screen_text(app)
+        await pilot.press("z", "f", "f")
+        await shows(app, pilot, "1 of 5 lines", "errors only · folded")
+        await pilot.press("escape")
+        await titled(app, pilot, "5 lines · 1 error")
+
+
+async def test_grave_lines_have_a_mark_at_their_edge(source: ScriptedSource, tmp_path: Path) -> None:
+    write(tmp_path, [line(1), line(2, "WARNING"), line(3, "ERROR")])
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "step 0003")
+        rows = [text for text in screen_text(app).splitlines() if " step 000" in text]
+        assert [text.lstrip()[:1] == "▎" for text in rows] == [False, True, True]

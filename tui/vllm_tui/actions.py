@@ -180,6 +180,8 @@ ACTIONS: tuple[Action, ...] = (
     Action("process", "F", "process",
            "show the lines of one process that names itself in the log, then of the next; Esc shows all",
            "Log", "screen.cycle_process", 17),
+    Action("fold", "z", "fold", "show repeated lines once and long records by their first lines and last; again: all",
+           "Log", "screen.toggle_folding", 21),
     Action("attempt", "a", "attempt", "show the log of the attempt before, and so round",
            "Log", "screen.cycle_attempt"),
     Action("panels", "v", "panels", "show or hide GPUs, processes and engine",

@@ -28,21 +28,23 @@ class LogFeed:
         """The number of the attempt whose log it is; 0 before the first."""
         self.level: Level | None = None
         self.pid: int | None = None
+        self.is_folded = False
+        """Repeated messages are shown once, long records by their first lines and their last."""
         self.trouble: str | None = None
         """Why the log cannot be read."""
 
     def open(self, attempt: int, log: str) -> None:
-        """Turn to the log of an attempt, whose processes are others; the level of the filter stays."""
+        """Turn to the log of an attempt, whose processes are others; the level of the filter and folding stay."""
         self.close()
         self.attempt, self._limit_bytes, self._own_clients, self._writers = attempt, None, [], None
         self._index = LogIndex(self._folder / log)
-        self.filter(self.level, None)
+        self.filter(self.level, None, is_folded=self.is_folded)
 
-    def filter(self, level: Level | None, pid: int | None) -> None:
-        """Leave only records of at least a level, or of one process."""
-        self.level, self.pid = level, pid
-        wanted = self._index and (level or pid)
-        self._filtered = self._index.rows(level=level, pid=pid) if self._index and wanted else None
+    def filter(self, level: Level | None, pid: int | None, *, is_folded: bool) -> None:
+        """Leave only records of at least a level, or of one process; folded or not."""
+        self.level, self.pid, self.is_folded = level, pid, is_folded
+        wanted = self._index and (level or pid or is_folded)
+        self._filtered = self._index.rows(level=level, pid=pid, is_folded=is_folded) if self._index and wanted else None
 
     def learn(self, model: SessionModel, *, live: bool) -> None:
         """Take from the model what is ours in the log, what was cut out of it, and, in a replay, how far it had got."""

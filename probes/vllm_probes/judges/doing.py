@@ -3,7 +3,8 @@
 import ast
 from typing import Literal
 
-from vllm_probes.judges.frames import OPERATORS, Classified, FrameClass, is_standard_library, last_name
+from vllm_probes.judges.frame_names import OPERATORS, is_standard_library, last_name
+from vllm_probes.judges.frames import Classified, FrameClass
 from vllm_probes.judges.syscalls import NO_DESCRIPTOR as NO_DESCRIPTOR
 from vllm_probes.judges.syscalls import Wait, wait_of
 from vllm_probes.rows import Frame, ThreadStack

@@ -10,7 +10,6 @@ or in a wait for a child. What this cannot see: a fault in that very native call
 waits for its peers.
 """
 
-import sys
 import tomllib
 from collections.abc import Iterable
 from functools import lru_cache
@@ -20,6 +19,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import msgspec
 
+from vllm_probes.judges.frame_names import inside_package, last_name
 from vllm_probes.judges.syscalls import wait_of
 from vllm_probes.rows import Frame, Role, StackFile, ThreadStack
 
@@ -48,18 +48,6 @@ _Entry = TypeVar("_Entry")
 _OWN_FILE = Path(__file__).with_name("frames.toml")
 _WEAK = frozenset(("lock", "poll", "torch_op", "glue"))
 _FOR_OTHERS = frozenset(("collective", "gpu_sync"))
-_LIBRARY_PACKAGES = frozenset(
-    (
-        *("asyncio", "collections", "concurrent", "compression", "ctypes", "curses", "dbm", "distutils", "email"),
-        *("encodings", "ensurepip", "html", "http", "importlib", "json", "logging", "multiprocessing", "pathlib", "re"),
-        *("sqlite3", "string", "sysconfig", "tkinter", "tomllib", "unittest", "urllib", "venv", "wsgiref", "xml"),
-        *("xmlrpc", "zipfile", "zoneinfo"),
-    )
-)
-"""Folders of Python 3.9-3.14. Users have folders called `code`, `profile` and `test`, too."""
-OPERATORS = "torch/ops/"
-"""Where the frames of operators are said to be: no such files exist."""
-_PACKAGES = ("/site-packages/", "/dist-packages/")
 
 
 class FrameError(ValueError):
@@ -250,41 +238,7 @@ def threads_that_matter(
     return [(main, doing), *known, *holders]
 
 
-# --- names and files --------------------------------------------------------------------------------------------------
-
-
-def last_name(function: str) -> str:
-    """The function's name without class and module: Python 3.11 and later give stacks with qualified names."""
-    return function.rpartition(".")[2]
-
-
-def is_standard_library(file: str) -> bool:
-    """Whether a file of a stack is part of Python itself."""
-    if file.startswith("<frozen "):
-        return True
-    first, is_folder, _ = _inside(file).partition("/")
-    return first in _LIBRARY_PACKAGES if is_folder else first.removesuffix(".py") in sys.stdlib_module_names
-
-
-def called_operator(source_line: str) -> Frame | None:
-    """The operator of torch that a line of a program calls, as a frame to put below `__call__ (torch/_ops.py)`.
-
-    A compiled model calls operators by a line like `torch.ops._C.shm_allreduce.default(0, buf0)`; its stack says only
-    that it is in some operator. None: the line calls none.
-    """
-    parts = source_line.partition("torch.ops.")[2].partition("(")[0].split(".")
-    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        return None
-    return Frame(function=parts[1], file=f"{OPERATORS}{parts[0]}")
-
-
-def _inside(file: str) -> str:
-    """The part of a path from a package's own folder on; a path that is one already stays as it is."""
-    for packages in _PACKAGES:
-        if packages in file:
-            return file.rpartition(packages)[2]
-    library, _, rest = file.rpartition("/lib/python3.")
-    return rest.partition("/")[2] if library else file
+# --- which entry knows a frame ----------------------------------------------------------------------------------------
 
 
 def _knows(entry: FrameEntry | LoopEntry, frame: Frame) -> bool:
@@ -299,7 +253,7 @@ def _is_imported(entry: FrameEntry, frames: Iterable[Frame]) -> bool:
 
 
 def _is_file_of(entry: FrameEntry | LoopEntry, frame: Frame) -> bool:
-    file = _inside(frame.file)
+    file = inside_package(frame.file)
     return any(_is_in(file, wanted) for wanted in ([entry.file] if isinstance(entry.file, str) else entry.file))
 
 

@@ -50,6 +50,9 @@ class _Record(NamedTuple):
     in_traceback: bool = False
     plain_left: int = PLAIN_LINES
     lines_left: int = LONGEST_RECORD_LINES
+    number: int = 0
+    header: bytes = b""
+    """Where each line repeats it and the next one will, too."""
 
     def with_line(self, message: str) -> "_Record | None":
         """The record with one more line; None where it has ended. Of a traceback the exception's line is the last."""
@@ -70,10 +73,20 @@ class Records:
     def __init__(self) -> None:
         self._latest = _Record(Head(None, None, None))
         self._by_origin: dict[_Origin, _Record] = {}
+        self._begun_count = 0
+
+    @property
+    def number(self) -> int:
+        """Of the record that the line belongs to that was taken last; they count from 1."""
+        return self._latest.number
 
     def take(self, raw: bytes) -> Head:
         """The head of the record of the next line."""
-        record = self._latest = self._record_of(raw)
+        record = self._record_of(raw)
+        if not record.number:
+            self._begun_count += 1
+            record = record._replace(number=self._begun_count)
+        self._latest = record
         if record.origin is not None:
             self._by_origin[record.origin] = record
         return record.head
@@ -84,7 +97,7 @@ class Records:
 
     def _record_of(self, raw: bytes) -> _Record:
         if header := HEADER.match(raw):
-            return _headed(header)
+            return self._headed(raw, header)
         line = parse_line(clean(raw[:LOOK_AT_BYTES]))
         origin: _Origin = (line.process, line.pid, None if line.process else line.rank)
         head = Head(line.level, line.process, line.pid)
@@ -97,8 +110,11 @@ class Records:
             before = self._latest
         return (before and before.with_line(line.message)) or _Record(head, origin)
 
-
-def _headed(header: re.Match[bytes]) -> _Record:
-    name, pid, level = header.group("process", "pid", "level")
-    head = Head(HEADER_LEVELS[level], name.decode("utf-8", "replace") if name else None, int(pid) if pid else None)
-    return _Record(head, (head.process, head.pid, None) if name else None)
+    def _headed(self, raw: bytes, header: re.Match[bytes]) -> _Record:
+        """NewLineFormatter ends every line of a record but the last with \\r\\n (logging_utils/formatter.py, 0.32)."""
+        name, pid, level = header.group("process", "pid", "level")
+        head = Head(HEADER_LEVELS[level], name.decode("utf-8", "replace") if name else None, int(pid) if pid else None)
+        origin: _Origin | None = (head.process, head.pid, None) if name else None
+        before = self._by_origin.get(origin, self._latest) if origin else self._latest
+        number = before.number if before.header == header.group() else 0
+        return _Record(head, origin, number=number, header=header.group() if raw.endswith(b"\r") else b"")

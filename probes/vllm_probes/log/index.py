@@ -260,9 +260,9 @@ class LogIndex(LogRows):
         """Which of the alarms, from 1, the line is; None for any other line."""
         return self._marks.alarm_number(line)
 
-    def rows(self, *, level: Level | None = None, pid: int | None = None) -> FilteredRows:
+    def rows(self, *, level: Level | None = None, pid: int | None = None, is_folded: bool = False) -> FilteredRows:
         """A view of the records of at least `level`, and of one process if `pid` is given."""
-        return FilteredRows(self, level, pid)
+        return FilteredRows(self, level, pid, is_folded=is_folded)
 
     # --- reading --------------------------------------------------------------------------------------------------
 

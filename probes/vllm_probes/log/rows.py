@@ -6,7 +6,9 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
+from vllm_probes.log.folds import Folds
 from vllm_probes.log.heads import Head, Records
 from vllm_probes.log.line import LEVEL_RANKS
 from vllm_probes.rows import Level
@@ -25,6 +27,10 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
     level: Level | None = None
     cut: bool = False
     """The line is longer than what was read of it; `LogIndex.read_whole` has more."""
+    times: int = 1
+    """How often its message stands there in a row, where the view shows it once."""
+    hidden_count: int = 0
+    """Lines of its record that the view leaves out behind it."""
 
 
 class Found(NamedTuple):
@@ -138,16 +144,17 @@ def _may_hold(data: bytes, needle: str) -> bool:
 
 
 class FilteredRows(LogRows):
-    """Rows of the records of at least a level, or of one process. `refresh` makes it follow the index.
+    """Rows of the records of at least a level, or of one process, or folded. `refresh` makes it follow the index.
 
     Lines without a head of their own (a traceback's, output of a library) belong to the record that they go on with. A
     record whose level nobody told counts as information.
     """
 
-    def __init__(self, index: "LogIndex", level: Level | None, pid: int | None) -> None:
+    def __init__(self, index: "LogIndex", level: Level | None, pid: int | None, *, is_folded: bool) -> None:
         self.index = index
         self._least = LEVEL_RANKS[level] if level else 0
         self._pid = pid
+        self._is_folded = is_folded
         self._begin_anew()
 
     def _begin_anew(self) -> None:
@@ -155,6 +162,7 @@ class FilteredRows(LogRows):
         self._lines = array("Q")
         self._next_line = 0
         self._records = Records()
+        self._folds = Folds() if self._is_folded else None
         self._late_seen = len(self.index.own.late)
         self._hole = self.index.hole_lines
         self._tail_line: int | None = None
@@ -169,12 +177,28 @@ class FilteredRows(LogRows):
             budget_bytes -= sum(map(len, block.raws))
             end = min(finished, block.first_line + len(block.raws))
             for line in range(self._next_line, end):
-                head = self._records.take(block.raws[line - block.first_line])
-                if self._passes(head) and not self.index.own.has(line):
-                    self._lines.append(line)
+                raw = block.raws[line - block.first_line]
+                if self._passes(self._records.take(raw)) and not self.index.own.has(line):
+                    self._add(line, raw)
             self._next_line = max(end, block.next_line if end < finished else end)
         self._judge_tail()
         return self.pending_lines > 0
+
+    def _add(self, line: int, raw: bytes) -> None:
+        is_shown, left_out = self._folds.take(line, raw, self._records.number) if self._folds else (True, None)
+        if is_shown:
+            self._lines.append(line)
+        if left_out is not None:
+            self._remove(left_out)
+
+    def read(self, first: int, count: int) -> list[LogLine]:
+        lines = super().read(first, count)
+        return [self._annotated(line) for line in lines] if self._folds else lines
+
+    def _annotated(self, line: LogLine) -> LogLine:
+        assert self._folds
+        times, hidden = self._folds.times.get(line.number - 1, 1), self._folds.hidden.get(line.number - 1, 0)
+        return replace(line, times=times, hidden_count=hidden) if times > 1 or hidden else line
 
     @property
     def pending_lines(self) -> int:
@@ -211,11 +235,14 @@ class FilteredRows(LogRows):
     def _drop_hidden(self) -> None:
         late = self.index.own.late
         for line in late[self._late_seen :]:
-            row = bisect_left(self._lines, line)
-            if row < len(self._lines) and self._lines[row] == line:
-                self._lines.pop(row)
+            self._remove(line)
         self._late_seen = len(late)
         if self._hole != self.index.hole_lines and self.index.hole_lines:
             self._hole = first, last = self.index.hole_lines
             del self._lines[bisect_right(self._lines, first) : bisect_right(self._lines, last)]
             self._next_line = last + 1 if first < self._next_line <= last else self._next_line
+
+    def _remove(self, line: int) -> None:
+        row = bisect_left(self._lines, line)
+        if row < len(self._lines) and self._lines[row] == line:
+            self._lines.pop(row)

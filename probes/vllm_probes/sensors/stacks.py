@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from vllm_probes.judges.frames import called_operator
+from vllm_probes.judges.frame_names import called_operator
 from vllm_probes.rows import Frame, ProcessRef, ProcessRow, StackFile, ThreadStack
 from vllm_probes.sensors.dumps import Call, DumpError, dump
 from vllm_probes.sensors.py_spy import NoStacksError, PySpyFrame, PySpyThread, decode, find_py_spy, named, read_stacks

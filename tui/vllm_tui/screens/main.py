@@ -117,5 +117,8 @@ class MainScreen(Screen[None]):
     def action_cycle_process(self) -> None:
         self.log_pane.cycle_process()
 
+    def action_toggle_folding(self) -> None:
+        self.log_pane.toggle_folding()
+
     def action_cycle_attempt(self) -> None:
         self.log_pane.cycle_attempt()

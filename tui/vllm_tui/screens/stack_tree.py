@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 
 from textual.content import Content
 
-from vllm_probes.judges.frames import FrameTable, is_standard_library, last_name
+from vllm_probes.judges.frame_names import is_standard_library, last_name
+from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.ranksets import render
 from vllm_probes.judges.stackmerge import Node, Tree
 from vllm_probes.rows import Frame

@@ -64,7 +64,7 @@ class LogPane(Vertical):
         if attempt != self._feed.attempt:
             self._open(attempt)
         if self._filters():
-            self._filter(None, None)
+            self._show_all()
         self.view.go_to_line(number - 1)
 
     def poll(self) -> None:
@@ -107,7 +107,7 @@ class LogPane(Vertical):
     def _filters(self) -> list[str]:
         level = _LEVEL_NAMES.get(self._feed.level)
         process = self._feed.pid and printable(self._feed.names.get(self._feed.pid, f"pid {self._feed.pid}"))
-        return [text for text in (level, process) if text]
+        return [text for text in (level, process, "folded" if self._feed.is_folded else "") if text]
 
     def _explanation(self) -> str:
         """Why no row is shown."""
@@ -175,7 +175,7 @@ class LogPane(Vertical):
 
     def cycle_level(self) -> None:
         index = LEVELS.index(self._feed.level)
-        self._filter(LEVELS[(index + 1) % len(LEVELS)], self._feed.pid)
+        self._filter(LEVELS[(index + 1) % len(LEVELS)], self._feed.pid, self._feed.is_folded)
 
     def cycle_process(self) -> None:
         more = self._feed.find_writers()
@@ -185,10 +185,16 @@ class LogPane(Vertical):
             self.app.notify(f"{looked_at} names its process.", markup=False)
             return
         at = pids.index(self._feed.pid) if self._feed.pid in pids else 0
-        self._filter(self._feed.level, pids[(at + 1) % len(pids)])
+        self._filter(self._feed.level, pids[(at + 1) % len(pids)], self._feed.is_folded)
 
-    def _filter(self, level: Level | None, pid: int | None) -> None:
-        self._feed.filter(level, pid)
+    def toggle_folding(self) -> None:
+        self._filter(self._feed.level, self._feed.pid, not self._feed.is_folded)
+
+    def _show_all(self) -> None:
+        self._filter(None, None, False)
+
+    def _filter(self, level: Level | None, pid: int | None, is_folded: bool) -> None:
+        self._feed.filter(level, pid, is_folded=is_folded)
         self._feed.refresh()
         if self._feed.rows:
             self.view.replace(self._feed.rows)
@@ -283,7 +289,7 @@ class LogPane(Vertical):
             self._needle = ""
             self.view.highlight("")
         elif self._filters():
-            self._filter(None, None)
+            self._show_all()
 
 
 class SearchBar(Horizontal):

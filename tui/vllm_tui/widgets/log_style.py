@@ -11,6 +11,8 @@ from textual.content import Content
 
 from vllm_probes.log.line import ParsedLine, parse_line
 from vllm_probes.log.rows import LogLine
+from vllm_probes.rows import ALARMING_LEVELS, Level
+from vllm_tui.format import plural
 
 RANK_COLOURS = ("#2fa58d", "#a68a2a", "#a873d1", "#3f9ab0", "#6fa13a", "#cc7a4f", "#c96a9d", "#7c86d9")
 _HEAD = "$foreground 45%"
@@ -33,6 +35,17 @@ def styled_line(line: LogLine, needle: str = "", *, compact: bool = False) -> Co
         for match in re.finditer(re.escape(needle), content.plain, re.IGNORECASE):
             content = content.stylize(_MATCH, *match.span())
     return content
+
+
+def gutter(level: Level | None) -> tuple[str, str] | str:
+    """What stands at the edge of a line, so that the eye finds the grave ones on a full screen."""
+    return ("▎", _LEVEL_STYLES[level]) if level in (*ALARMING_LEVELS, "warning") else " "
+
+
+def left_out(line: LogLine) -> str:
+    """` ×8`, ` +57 lines`: what a folded view does not show of it; nothing where all is shown."""
+    times = f" ×{line.times:,}" if line.times > 1 else ""
+    return times + (f" +{plural(line.hidden_count, 'line')}" if line.hidden_count else "")
 
 
 @lru_cache(maxsize=4096)

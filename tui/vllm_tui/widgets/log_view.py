@@ -11,7 +11,7 @@ from textual.visual import Visual
 from textual.widget import Widget
 
 from vllm_probes.log.rows import LogLine, LogRows
-from vllm_tui.widgets.log_style import styled_line
+from vllm_tui.widgets.log_style import gutter, left_out, styled_line
 
 SIDE_STEP = 20
 WHEEL_STEP = 3
@@ -258,7 +258,11 @@ class LogView(Widget, can_focus=True):
 
     def _row_content(self, line: LogLine, selected: bool, width: int) -> Content:
         text = styled_line(line, self._needle, compact=width < COMPACT_BELOW_CELLS)
-        shown = text[self._left : self._left + width + 1] if self._left else text[: width + 1]
-        return Content.assemble("▌" if selected else " ", shown)
+        note = left_out(line)
+        room = width - 1 - len(note)
+        shown = text[self._left : self._left + room + 1]
+        if note:
+            shown = shown.truncate(room, ellipsis=True, pad=True)
+        return Content.assemble("▌" if selected else gutter(line.level), shown, (note, "bold $text-accent"))
 
     COMPONENT_CLASSES = {"log--cursor"}

@@ -1,7 +1,11 @@
-"""What a hang leaves behind when its run has ended: the first finding of the post-mortem."""
+"""What is known at the end of a run beside its log: a hang, which is the first finding, and who held its GPUs."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from vllm_probes.events import VerdictChanged
-from vllm_probes.rows import Finding
+from vllm_probes.gpus import GpuModel, strangers
+from vllm_probes.rows import Finding, GpuCard, GpuProcess, GpuRow, ProcessRow
 
 _START_KINDS = ("load_stuck", "download_stuck", "startup_stuck")
 _BETWEEN_RANKS = ("rank_absent", "collective_mismatch", "gpu_stuck", "worker_stuck", "lost_message")
@@ -16,7 +20,38 @@ _FIXES = {
     "native_loop": "Read the culprit's stack with native frames: `py-spy dump --native`.",
     "idle": "Look for an exception that this rank logged before it went idle: the others wait for it.",
 }
+_NAMED_HOLDERS = 3
+_HOLDER_BYTES = 256 << 20
+"""Who has less, like a desktop, is not why there is no room."""
 _LOOK_AT_STACKS = "Read the stacks that were saved: they are the state before the end."
+
+
+class Surroundings(NamedTuple):
+    """What others have seen of the run until now."""
+
+    hang: VerdictChanged | None = None
+    """In which it is."""
+    cards: Mapping[int, GpuCard] = {}
+    gpus: Mapping[int, GpuRow] = {}
+    rows: Mapping[int, ProcessRow] = {}
+
+
+ALONE = Surroundings()
+
+
+def facts(surroundings: Surroundings) -> dict[str, str]:
+    """For the advice of rules: `gpu_holders`, where processes of others have much memory of a GPU."""
+    gpus = GpuModel(cards=dict(surroundings.cards), rows=dict(surroundings.gpus))
+    found = strangers(gpus, surroundings.rows)
+    holders = [(one.used_bytes or 0, index, one) for index, ones in found.items() for one in ones]
+    large = sorted((one for one in holders if one[0] >= _HOLDER_BYTES), key=lambda one: one[:2], reverse=True)
+    told = "; ".join(_holder(*one) for one in large[:_NAMED_HOLDERS])
+    return {"gpu_holders": told} if told else {}
+
+
+def _holder(used_bytes: int, index: int, one: GpuProcess) -> str:
+    user = f" of {one.user}" if one.user else ""
+    return f"{one.process}{user} (pid {one.pid}) has {used_bytes / 2**30:.1f} GiB of GPU {index}"
 
 
 def hang_finding(verdict: VerdictChanged, log: str) -> Finding:

@@ -63,9 +63,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What the phase is called on a screen."""
     why: str = ""
     fix: str = ""
-    advice: str = ""
-    """A sentence with `{field}`s, of this match or of earlier ones, that comes before `fix` where all are known. A rule
-    of severity `info` with advice is told only then."""
+    advice: str | list[str] = []
+    """Sentences with `{field}`s, of this match or of earlier ones, each told before `fix` where all of its are known. A
+    rule of severity `info` with advice is told only then. `gpu_holders`: other processes with memory of the GPUs."""
     lever: str | None = None
     """Id of the lever that applies the fix."""
     docs: str | None = None

@@ -26,10 +26,9 @@ from vllm_probes.events import (
     StateChanged,
     StopRequested,
     TreeEnded,
-    VerdictChanged,
     stamp_of,
 )
-from vllm_probes.judges.aftermath import hang_finding
+from vllm_probes.judges.aftermath import ALONE, Surroundings, facts, hang_finding
 from vllm_probes.judges.rules import Rule
 from vllm_probes.judges.titles import is_vllm_name
 from vllm_probes.judges.triage import MAX_RECORDS, clue_of, find_causes
@@ -108,8 +107,8 @@ class Memory:
 Result = tuple[Memory, list[Conclusion]]
 
 
-def step(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictChanged | None = None) -> Result:
-    """One observation in, conclusions out. Anything else changes nothing. `hang`: in which the run is until now."""
+def step(rules: Mapping[str, Rule], memory: Memory, event: Event, surroundings: Surroundings = ALONE) -> Result:
+    """One observation in, conclusions out. Anything else changes nothing."""
     match event:
         case AttemptStarted():
             return _attempt_started(event)
@@ -124,9 +123,9 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictC
         case StopRequested():
             return _stop_requested(memory, event)
         case CommandEnded():
-            return _command_ended(rules, memory, event, hang)
+            return _command_ended(rules, memory, event, surroundings)
         case TreeEnded() if memory.ended and memory.state not in ENDED_STATES:
-            return _conclude(rules, memory, event, hang)
+            return _conclude(rules, memory, event, surroundings)
         case _:
             return memory, []
 
@@ -151,12 +150,12 @@ def _stop_requested(memory: Memory, event: StopRequested) -> Result:
 
 
 def _command_ended(
-    rules: Mapping[str, Rule], memory: Memory, event: CommandEnded, hang: VerdictChanged | None
+    rules: Mapping[str, Rule], memory: Memory, event: CommandEnded, surroundings: Surroundings
 ) -> Result:
     """An end that was asked for is judged when the whole tree has come to it."""
     by_itself = memory.stop_mono is None or (event.ended_mono is not None and event.ended_mono < memory.stop_mono)
     memory = replace(memory, ended=event, stop_requested=not by_itself)
-    return _conclude(rules, memory, event, hang) if by_itself else (memory, [])
+    return _conclude(rules, memory, event, surroundings) if by_itself else (memory, [])
 
 
 def _recognise(memory: Memory, event: Event) -> Result:
@@ -291,7 +290,7 @@ def _host_sampled(memory: Memory, event: HostSampled) -> Result:
 # --- the end --------------------------------------------------------------------------------------------------------
 
 
-def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: VerdictChanged | None) -> Result:
+def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, surroundings: Surroundings) -> Result:
     ended = memory.ended
     if ended is None:
         return memory, []
@@ -299,8 +298,9 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, hang: Ver
     memory, conclusions = _move(memory, event, state, reason)
     clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
     first, last = memory.oom_kills or (0, 0)
-    findings = [hang_finding(hang, memory.log)] if hang else []
-    findings += find_causes(clues, memory.facts, memory.log, oom_kill_count=last - first)
+    findings = [hang_finding(surroundings.hang, memory.log)] if surroundings.hang else []
+    known = {**memory.facts, **facts(surroundings)}
+    findings += find_causes(clues, known, memory.log, oom_kill_count=last - first)
     exited = Exited(**stamp_of(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

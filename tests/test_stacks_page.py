@@ -39,6 +39,7 @@ async def test_stacks_are_merged_by_what_the_ranks_do(script: Script, tmp_path: 
         assert "waits for a lock" in row_of(text, "✖ TP3")
         assert "frozen · odd one out" in row_of(text, "✖ TP3")
         assert "all_reduce" in row_of(text, "TP0-2,4-7")
+        assert row_of(text, "TP0-2,4-7  →").split() == ["TP0-2,4-7", "→", "TP3", "all_reduce"]
         if size == (80, 24):
             await pilot.press("G")
             await until(pilot, lambda: "└─ _condense" in screen_text(app))

@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 
 from tests.benchmarks.measure import report
+from vllm_probes.judges.culprits import Standing
 from vllm_probes.judges.frames import load_frames
 from vllm_probes.judges.ranksets import render
-from vllm_probes.judges.stackmerge import Standing, lines, merge, wait_for
-from vllm_probes.rows import Frame, ThreadStack
+from vllm_probes.judges.stackmerge import lines, merge
+from vllm_probes.judges.waits import wait_for
+from vllm_probes.rows import Frame, ProcessRow, ThreadStack
 
 RANKS, FRAMES, RUNS = 128, 40, 20
 GOAL = "goal: 20 ms at most"
@@ -34,6 +36,10 @@ def timed_ms(action: Callable[[], object]) -> list[float]:
     return found
 
 
+def worker(rank: int) -> ProcessRow:
+    return ProcessRow(pid=rank, parent_pid=0, started=0, process=f"Worker_TP{rank}", role="worker", rank=rank)
+
+
 def main() -> None:
     table = load_frames()
     for kinds in (2, 16, RANKS):
@@ -45,7 +51,7 @@ def main() -> None:
         report(f"  rank sets of its {len(tree.nodes)} lines", draw, "ms", "no goal")
         report("  classify them", timed_ms(lambda s=stacks: [*map(table.classify, s.values())]), "ms", "no goal")
     found = {
-        rank: Standing(f"Worker_TP{rank}", "worker", table.classify(one)) for rank, one in enumerate(stacks.values())
+        rank: Standing(worker(rank), table.classify(one), "unknown", None) for rank, one in enumerate(stacks.values())
     }
     report("who waits for whom", timed_ms(lambda: wait_for(found)), "ms", "no goal")
 

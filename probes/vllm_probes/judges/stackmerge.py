@@ -1,12 +1,10 @@
-"""The stacks of all ranks as one tree, what moved since the last look, who is the odd one, and who waits for whom."""
+"""The stacks of all ranks as one tree, what moved since the last look, and who is the odd one."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from vllm_probes.judges.frames import Classified
 from vllm_probes.judges.ranksets import natural
-from vllm_probes.judges.titles import parts
-from vllm_probes.rows import Frame, Role, ThreadStack
+from vllm_probes.rows import Frame, ThreadStack
 
 Motion = Literal["frozen", "line", "function"]
 """The same functions and lines; the same functions at other lines; other functions."""
@@ -157,98 +155,3 @@ def _motion(before: list[Frame], after: list[Frame]) -> Motion:
     if _path(before, False) != _path(after, False):
         return "function"
     return "frozen" if _path(before, True) == _path(after, True) else "line"
-
-
-# --- who waits for whom -----------------------------------------------------------------------------------------------
-
-
-class Standing(NamedTuple):
-    """A process and what it does."""
-
-    process: str
-    role: Role
-    classified: Classified
-
-
-class Edge(NamedTuple):
-    """`waiter` waits for `target`, both by pid; None: for the GPU. `what`: in one word, or the collective."""
-
-    waiter: int
-    target: int | None
-    what: str
-
-
-_FOR_WHAT = {"idle": "work", "startup_wait": "start", "waiting_for_worker": "answer"}
-
-
-def wait_for(standings: Mapping[int, Standing]) -> list[Edge]:
-    """Who waits for whom, in the order of the processes: front-end, engine, workers, peers, GPU.
-
-    A process that waits for work waits for the one that gives it: so an engine and its workers that wait for each other
-    are seen. A front-end waits for clients, or for an engine that has something to do.
-    """
-    return [edge for pid, standing in standings.items() for edge in _edges(pid, standing, standings)]
-
-
-def waits_for_nobody(standings: Mapping[int, Standing], edges: Iterable[Edge]) -> list[int]:
-    """The ends of all chains: whoever is waited for and does not wait is what the rest hangs on."""
-    waiters = {edge.waiter for edge in edges}
-    return [pid for pid in standings if pid not in waiters]
-
-
-def _edges(pid: int, standing: Standing, standings: Mapping[int, Standing]) -> list[Edge]:
-    doing = standing.classified.class_
-    if doing == "gpu_sync":
-        return [Edge(pid, None, "gpu")]
-    if doing == "collective":
-        what = standing.classified.operation or "collective"
-        return [Edge(pid, peer, what) for peer in _absent_peers(pid, standings)] or [Edge(pid, None, what)]
-    if doing not in _FOR_WHAT:
-        return []
-    return [Edge(pid, target, _FOR_WHAT[doing]) for target in _targets(standing, standings)]
-
-
-def _targets(standing: Standing, standings: Mapping[int, Standing]) -> list[int]:
-    """Whom one waits for that is idle, starting or waiting for an answer."""
-    busy = {other for other, one in standings.items() if one.classified.class_ != "idle"}
-    engines = _of_same_replica(standing, standings, "engine_core")
-    match standing.role:
-        case "worker":
-            return engines
-        case "engine_core":
-            workers = _of_same_replica(standing, standings, "worker")
-            if standing.classified.class_ == "idle" or not workers:
-                return [other for other, one in standings.items() if one.role == "api_server"]
-            return [worker for worker in workers if worker in busy] or workers
-        case "coordinator" | "resource_tracker" | "compiler":
-            return []
-    return [engine for engine in engines if engine in busy]
-
-
-def _of_same_replica(standing: Standing, standings: Mapping[int, Standing], role: Role) -> list[int]:
-    """Processes of a role in the same replica of data parallelism; all of them where the names do not tell."""
-    found = {pid: one for pid, one in standings.items() if one.role == role}
-    replica = parts(standing.process).get("DP")
-    same = [pid for pid, one in found.items() if parts(one.process).get("DP") == replica]
-    return same or list(found)
-
-
-def _absent_peers(pid: int, standings: Mapping[int, Standing]) -> list[int]:
-    """Who is not there: in the narrowest circle of ranks where somebody is in no collective, else in another one.
-
-    The circles are the stage, the replica, and all of the same role. Empty: everybody is there, so the GPUs are waited
-    for.
-    """
-    own = standings[pid]
-    peers = {other: one for other, one in standings.items() if other != pid and one.role == own.role}
-    place, places = parts(own.process), {other: parts(one.process) for other, one in peers.items()}
-    for is_away in (_is_in_none, lambda one: one.classified.operation != own.classified.operation):
-        for wanted in (("DP", "PP"), ("DP",), ()):
-            circle = [one for one in peers if all(places[one].get(part) == place.get(part) for part in wanted)]
-            if away := [one for one in circle if is_away(peers[one])]:
-                return away
-    return []
-
-
-def _is_in_none(standing: Standing) -> bool:
-    return standing.classified.class_ not in ("collective", "gpu_sync")

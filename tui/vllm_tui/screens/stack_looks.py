@@ -5,15 +5,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_probes.events import StacksCaptured
-from vllm_probes.judges.culprits import said
+from vllm_probes.judges.culprits import Standing, said
 from vllm_probes.judges.frames import FrameTable, load_frames, main_thread
 from vllm_probes.judges.looks import Look, looks_at
 from vllm_probes.judges.ranksets import labels, natural
 from vllm_probes.judges.stackmerge import Motion, Tree, merge, moving, odd_ones
 from vllm_probes.judges.titles import identify
+from vllm_probes.judges.waits import gathered, wait_for, waits_for_nobody
 from vllm_probes.model import SessionModel
 from vllm_probes.rows import ProcessRow, Role, StackFile, ThreadStack
 
@@ -30,8 +31,7 @@ class Member:
     """What it is one of: workers are compared with workers."""
     thread: ThreadStack
     """The main one."""
-    what: str
-    frame: str | None
+    standing: Standing
     motion: Motion | None
     doing_s: float | None
     """At the time of the capture. None: only the latest look tells."""
@@ -39,6 +39,14 @@ class Member:
     """Symbol and style of the verdict that names it."""
     others: Sequence[ThreadStack] = ()
     """Its other threads."""
+
+    @property
+    def what(self) -> str:
+        return said(self.standing)
+
+    @property
+    def frame(self) -> str | None:
+        return self.standing.frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,16 @@ class Forest:
 
     def tree(self, *, by_line: bool) -> Tree:
         return merge(self.members, by_line)
+
+
+class Wait(NamedTuple):
+    """Processes that wait for the same, by their labels; for the GPU where `targets` is empty."""
+
+    waiters: frozenset[str]
+    targets: frozenset[str]
+    what: str
+    is_end: bool
+    """Whoever is waited for waits for nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +119,7 @@ def _member(file: StackFile, seen: Look, **more: Any) -> Member:
     return Member(
         kind=_KINDS.get(seen.standing.row.role, file.process),
         thread=main,
-        what=said(seen.standing),
-        frame=seen.standing.frame,
+        standing=seen.standing,
         others=[thread for thread in file.threads if thread is not main],
         **more,
     )
@@ -179,6 +196,23 @@ def groups(of: Sequence[Member]) -> list[Group]:
         alike.setdefault((one.kind, one.what, one.frame, one.look, one.label in odd), []).append(one)
     found = [_group(together, together[0].label in odd) for together in alike.values()]
     return sorted(found, key=lambda group: (group.look is None, not group.is_odd))
+
+
+def waits(of: Sequence[Member]) -> list[Wait]:
+    """Who waits for whom, the front end first."""
+    standings = {one.standing.row.pid: one.standing for one in reversed(of)}
+    label = {one.standing.row.pid: one.label for one in of}
+    edges = wait_for(standings)
+    free = {*waits_for_nobody(standings, edges)}
+    return [
+        Wait(
+            frozenset(label[pid] for pid in waiters),
+            frozenset(label[pid] for pid in targets if pid is not None),
+            what,
+            is_end=free.issuperset(pid for pid in targets if pid is not None) and targets != {None},
+        )
+        for (targets, what), waiters in gathered(edges).items()
+    ]
 
 
 def _group(of: Sequence[Member], is_odd: bool) -> Group:

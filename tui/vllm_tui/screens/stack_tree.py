@@ -11,7 +11,7 @@ from vllm_probes.judges.ranksets import render
 from vllm_probes.judges.stackmerge import Node, Tree
 from vllm_probes.rows import Frame
 from vllm_tui.format import duration, plural, printable
-from vllm_tui.screens.stack_looks import Forest, Group, table
+from vllm_tui.screens.stack_looks import Forest, Group, Wait, table
 from vllm_tui.widgets.rows import cell, hanging, joined
 
 WIDE = 100
@@ -80,6 +80,22 @@ def where_text(frame: str, room: int) -> str:
     """`function (file:line)`; where there is no room for it, without the folders."""
     function, _, place = frame.partition(" (")
     return frame if len(frame) <= room or not place else f"{function} ({place.rpartition('/')[2]}"
+
+
+def wait_rows(waits: Sequence[Wait], width: int) -> list[Content]:
+    """`EngineCore → TP0-1  answer`, one row for those who wait for the same; whoever waits for nobody is bold."""
+    sides = [(render(one.waiters), render(one.targets) or "GPU", one) for one in waits]
+    room, target_room = (min(max((len(side[at]) for side in sides), default=0), width // 3) for at in (0, 1))
+    return [
+        Content.assemble(
+            " " * MARK_WIDTH,
+            cell(waiters, room),
+            (" → ", "dim"),
+            cell(targets, target_room, "bold" if one.is_end else ""),
+            (f"   {printable(one.what)}", "dim"),
+        ).truncate(width, ellipsis=True)
+        for waiters, targets, one in sides
+    ]
 
 
 def trouble_rows(troubles: Sequence[tuple[str, str]], width: int) -> list[Content]:

@@ -11,9 +11,9 @@ from vllm_probes.events import StacksCaptured
 from vllm_tui import actions
 from vllm_tui.format import plural, printable
 from vllm_tui.screens.page import Page
-from vllm_tui.screens.stack_looks import Member, forests, groups, members
+from vllm_tui.screens.stack_looks import Member, forests, groups, members, waits
 from vllm_tui.screens.stack_processes import overview, process_rows, read_stacks
-from vllm_tui.screens.stack_tree import forest_rows, group_rows, trouble_rows
+from vllm_tui.screens.stack_tree import forest_rows, group_rows, trouble_rows, wait_rows
 from vllm_tui.situation import Situation
 from vllm_tui.widgets.doing import culprit_looks
 from vllm_tui.widgets.rows import joined
@@ -123,11 +123,13 @@ class StacksPage(Page):
         return self._process_blocks(captured, width, all_threads=self._all_threads)
 
     def _merged_blocks(self, captured: StacksCaptured, width: int, *, folded: bool) -> list[list[Content]]:
-        """What each group does and who has no stacks, then one tree for each kind of process."""
+        """What each group does, who has no stacks, who waits for whom, and one tree for each kind of process."""
         found = self._members(captured)
         seen = forests(found, all_threads=self._all_threads)
         head = [*group_rows(groups(found), width), *trouble_rows(troubles(captured), width)]
-        return [head, *(forest_rows(forest, width, by_line=self._by_line, folded=folded) for forest in seen)]
+        chain = wait_rows(waits(found), width)
+        trees = [forest_rows(forest, width, by_line=self._by_line, folded=folded) for forest in seen]
+        return [head, *([chain] if chain else []), *trees]
 
     def _members(self, captured: StacksCaptured) -> list[Member]:
         """Marked by the verdict where the capture was made in the hang that it is about."""

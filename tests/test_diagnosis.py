@@ -52,13 +52,6 @@ def test_an_error_that_no_rule_knows_is_the_cause_where_no_rule_knows_one() -> N
     ]
 
 
-def test_an_error_that_no_rule_knows_comes_with_a_search_among_issues() -> None:
-    (finding,) = findings(CORE + "RuntimeError: cannot fold layer model.layers.7 of /data/x.bin (got 3, 'ab' & 4 GiB)")
-    address = finding.fix.rpartition(" ")[2]
-    assert address.startswith("https://github.com/vllm-project/vllm/issues?q=is%3Aissue+")
-    assert address.endswith("RuntimeError+cannot+fold+layer+model.layers+got+GiB")
-
-
 def test_a_symptom_is_the_cause_only_where_nothing_better_came() -> None:
     lost = "(Worker_TP1 pid=4) RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer"
     assert [one[:2] for one in told(lost, OPAQUE)] == [("gloo-lost", "cause"), ("engine-init-failed", "consequence")]

@@ -65,8 +65,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     fix: str = ""
     advice: str | list[str] = []
     """Sentences with `{field}`s, of this match or of earlier ones, each told before `fix` where all of its are known. A
-    rule of severity `info` with advice is told only then. `gpu_holders`: other processes with memory of the GPUs;
-    `search`: the address of a search for the line among vLLM's issues."""
+    rule of severity `info` with advice is told only then. `gpu_holders`: other processes with memory of the GPUs."""
     lever: str | None = None
     """Id of the lever that applies the fix."""
     docs: str | None = None

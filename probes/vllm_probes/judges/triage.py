@@ -4,14 +4,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
-from urllib.parse import quote_plus
 
 import msgspec
 
 from vllm_probes.events import LogRecorded
 from vllm_probes.judges import ranksets
 from vllm_probes.judges.rules import Rule
-from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Finding
 
 MAX_RECORDS = 200
@@ -28,16 +26,13 @@ SIGNALS = {
 }
 """What an exit code below zero stands for (signal(7))."""
 UNKNOWN_WHY = "An error that no rule knows."
-UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues: {}"
-ISSUES = "https://github.com/vllm-project/vllm/issues?q="
+UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
 
 _EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
 _FIELD = re.compile(r"\{(\w+)\}")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
-_SEARCHED = re.compile(r"[A-Za-z_][A-Za-z_.]+[A-Za-z_](?![\w/])")
-_SEARCHED_WORDS = 8
 _TIERS = {"cause": 0, "symptom": 1, "consequence": 2, "notice": 3}
 Tier = Literal["cause", "symptom", "consequence", "notice"]
 
@@ -138,8 +133,7 @@ def _key(clue: Clue) -> object:
 
 def _finding(clue: Clue, writers: Sequence[str], facts: Mapping[str, str], log: str) -> Finding:
     rule = clue.rule
-    search = search_url(clue.line)
-    told = advice(rule, {**facts, **clue.fields, "search": search}) if rule else None
+    told = advice(rule, {**facts, **clue.fields}) if rule else None
     why = " ".join([rule.why if rule else UNKNOWN_WHY, *_signals(clue.fields)])
     return Finding(
         rule=rule.id if rule else None,
@@ -150,14 +144,8 @@ def _finding(clue: Clue, writers: Sequence[str], facts: Mapping[str, str], log: 
         line_number=clue.line_number,
         line=clue.line,
         why=f"{why} {ranksets.render(writers)} said so." if len(writers) > 1 else why,
-        fix=" ".join(filter(None, (told, rule.fix if rule else UNKNOWN_FIX.format(search)))),
+        fix=" ".join(filter(None, (told, rule.fix if rule else UNKNOWN_FIX))),
     )
-
-
-def search_url(line: str) -> str:
-    """Where vLLM's issues are searched for what a line says, without what is of this run alone: numbers and paths."""
-    words = [word for part in parse_line(line).message.split() for word in _SEARCHED.findall(part) if "/" not in part]
-    return ISSUES + quote_plus(" ".join(["is:issue", *words[:_SEARCHED_WORDS]]))
 
 
 def _signals(fields: Mapping[str, str]) -> Iterable[str]:

@@ -67,8 +67,8 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(tmp_path)
 
 
-def look(sensor: HostSensor, mono: float, read_bytes: int | None = None) -> HostSampled:
-    return sensor.sample(stamp(mono), None, None, read_bytes)
+def look(sensor: HostSensor, mono: float, read_bytes: int | None = None, pid: int | None = None) -> HostSampled:
+    return sensor.sample(stamp(mono), None, None, read_bytes, pid=pid)
 
 
 # --- kernels that cannot be had ---------------------------------------------------------------------------------------
@@ -176,6 +176,27 @@ def test_limits_of_the_control_group(host: Host) -> None:
     assert look(sensor, 5).cgroup_throttled_percent == pytest.approx(40)
     (groups / "own" / "cpu.stat").write_text("nr_throttled 999\n")
     assert look(sensor, 10).cgroup_throttled_percent == 100
+
+
+def test_the_control_group_is_that_of_the_run_once_it_has_another(host: Host) -> None:
+    """Its count of kills goes on where that of the first group was; an ended process leaves the last group."""
+    groups = host.sysfs / "groups"
+    host.put("self/mountinfo", f"1 0 0:1 / {groups} rw - cgroup2 cgroup2 rw\n")
+    host.put("self/cgroup", "0::/own\n")
+    host.put("7/cgroup", "0::/job\n")
+
+    def put(group: str, limit: int, kills: int) -> None:
+        (groups / group).mkdir(parents=True, exist_ok=True)
+        for name, text in {"memory.max": str(limit), "memory.events": f"oom_kill {kills}"}.items():
+            (groups / group / name).write_text(text)
+
+    put("own", 9, 1)
+    put("job", 5, 40)
+    sensor = host.sensor()
+    seen = [look(sensor, 0), look(sensor, 5, pid=7)]
+    put("job", 5, 42)
+    seen += [look(sensor, 10, pid=7), look(sensor, 15, pid=8), look(sensor, 20)]
+    assert [(one.cgroup_memory_limit_bytes, one.oom_kill_count) for one in seen] == [(9, 1), (5, 1), *[(5, 3)] * 3]
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Stopped:
         self.stream = stream(folder.path)
         self.looks = 0
         self._tasks: list[asyncio.Future[None]] = []
-        self.course = Course(self.stream, folder, folder.launch(), load_rules(), self._start)
+        self.course = Course(self.stream, folder, folder.launch(), load_rules(), self._start, lambda: None)
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> Any:
         self._tasks.append(asyncio.ensure_future(work))

@@ -246,6 +246,38 @@ def test_a_killed_worker_was_killed_for_memory_where_the_kernel_counted_that(
     assert [(finding.class_, finding.role) for finding in exited.findings] == [(wanted, "cause")]
 
 
+@pytest.mark.parametrize(
+    ("number", "kills", "class_", "word"),
+    [
+        (9, 0, "host_oom_killed", "mostly the kernel, for memory"),
+        (9, 2, "host_oom_killed", "killed 2 processes of this cgroup"),
+        (11, 0, "worker_proc_died", "native code crashed"),
+        (7, 0, "shm_size_bus_error", "/dev/shm"),
+        (15, 0, "other", "told to end"),
+        (50, 0, "other", "signal 50"),
+    ],
+)
+def test_a_signal_that_ended_the_command_is_the_cause_where_the_log_has_none(
+    number: int, kills: int, class_: str, word: str
+) -> None:
+    story = ready()
+    for count in (5, 5 + kills):
+        story.add(HostSampled, oom_kill_count=count)
+    exited = story.end(None, number).told()[-1]
+    assert isinstance(exited, Exited)
+    (finding,) = exited.findings
+    assert (finding.class_, finding.role, finding.severity, finding.rule) == (class_, "cause", "fatal", None)
+    assert word in finding.why
+
+
+def test_a_cause_in_the_log_comes_before_the_signal_and_a_consequence_after_it() -> None:
+    for rule, first in (("kv-cache-none", "kv-cache-none"), ("engine-dead", None)):
+        exited = ready().log(rule, level="error", message="x").end(None, 9).told()[-1]
+        assert isinstance(exited, Exited)
+        assert exited.findings[0].rule == first
+        assert {"kv-cache-none", "engine-dead"} & {one.rule for one in exited.findings} == {rule}
+
+
 def test_findings_have_the_numbers_that_the_run_told_before() -> None:
     story = ready().log("dist_init", fields={"init_method": "tcp://10.0.0.1:1"})
     story.log("gloo-connect", level="error", message="Gloo connectFullMesh failed").end(1)

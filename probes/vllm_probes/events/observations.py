@@ -182,7 +182,7 @@ class HostSampled(Observation, frozen=True, kw_only=True, omit_defaults=True):
     cgroup_throttled_percent: float | None = None
     """Of the time since the sample before."""
     oom_kill_count: int | None = None
-    """Since the cgroup was made."""
+    """Since the cgroup was made: that of the keeper, and from then on that of the run, if it has another."""
     model_path: str | None = None
     model_filesystem: str | None = None
     """Its type, as /proc/self/mountinfo has it."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vllm_probes.events import Conclusion, Observation
 from vllm_probes.judges import deadline, limits, state, verdict
-from vllm_probes.judges.aftermath import Surroundings
+from vllm_probes.judges.aftermath import Circumstances
 from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.rules import Rule
 
@@ -31,8 +31,8 @@ class Memory:
 def judge(knowledge: Knowledge, memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:
     """One observation in, the conclusions of all judges out, always in the same order."""
     seen = memory.of_verdict
-    surroundings = Surroundings(seen.stalled, seen.cards, seen.gpus, seen.rows)
-    of_state, states = state.step(knowledge.rules, memory.of_state, event, surroundings)
+    circumstances = Circumstances(seen.stalled, seen.cards, seen.gpus, seen.rows)
+    of_state, states = state.step(knowledge.rules, memory.of_state, event, circumstances)
     of_limits, changes = limits.step(memory.of_limits, event)
     of_verdict, verdicts = verdict.step(knowledge.frames, memory.of_verdict, event, of_state.state, of_state.phase)
     of_deadline, deadlines = deadline.step(memory.of_deadline, event, of_state.state, verdicts)

@@ -28,10 +28,10 @@ from vllm_probes.events import (
     TreeEnded,
     stamp_of,
 )
-from vllm_probes.judges.aftermath import ALONE, Surroundings, facts, hang_finding
+from vllm_probes.judges.aftermath import ALONE, Circumstances, facts, hang_finding, signal_finding
 from vllm_probes.judges.rules import Rule
 from vllm_probes.judges.titles import is_vllm_name
-from vllm_probes.judges.triage import MAX_RECORDS, clue_of, find_causes
+from vllm_probes.judges.triage import MAX_FINDINGS, MAX_RECORDS, clue_of, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
 
 PHASES: dict[str, State] = {
@@ -107,7 +107,7 @@ class Memory:
 Result = tuple[Memory, list[Conclusion]]
 
 
-def step(rules: Mapping[str, Rule], memory: Memory, event: Event, surroundings: Surroundings = ALONE) -> Result:
+def step(rules: Mapping[str, Rule], memory: Memory, event: Event, circumstances: Circumstances = ALONE) -> Result:
     """One observation in, conclusions out. Anything else changes nothing."""
     match event:
         case AttemptStarted():
@@ -123,9 +123,9 @@ def step(rules: Mapping[str, Rule], memory: Memory, event: Event, surroundings: 
         case StopRequested():
             return _stop_requested(memory, event)
         case CommandEnded():
-            return _command_ended(rules, memory, event, surroundings)
+            return _command_ended(rules, memory, event, circumstances)
         case TreeEnded() if memory.ended and memory.state not in ENDED_STATES:
-            return _conclude(rules, memory, event, surroundings)
+            return _conclude(rules, memory, event, circumstances)
         case _:
             return memory, []
 
@@ -150,12 +150,12 @@ def _stop_requested(memory: Memory, event: StopRequested) -> Result:
 
 
 def _command_ended(
-    rules: Mapping[str, Rule], memory: Memory, event: CommandEnded, surroundings: Surroundings
+    rules: Mapping[str, Rule], memory: Memory, event: CommandEnded, circumstances: Circumstances
 ) -> Result:
     """An end that was asked for is judged when the whole tree has come to it."""
     by_itself = memory.stop_mono is None or (event.ended_mono is not None and event.ended_mono < memory.stop_mono)
     memory = replace(memory, ended=event, stop_requested=not by_itself)
-    return _conclude(rules, memory, event, surroundings) if by_itself else (memory, [])
+    return _conclude(rules, memory, event, circumstances) if by_itself else (memory, [])
 
 
 def _recognise(memory: Memory, event: Event) -> Result:
@@ -290,7 +290,7 @@ def _host_sampled(memory: Memory, event: HostSampled) -> Result:
 # --- the end --------------------------------------------------------------------------------------------------------
 
 
-def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, surroundings: Surroundings) -> Result:
+def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, circumstances: Circumstances) -> Result:
     ended = memory.ended
     if ended is None:
         return memory, []
@@ -298,9 +298,11 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, surroundi
     memory, conclusions = _move(memory, event, state, reason)
     clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
     first, last = memory.oom_kills or (0, 0)
-    findings = [hang_finding(surroundings.hang, memory.log)] if surroundings.hang else []
-    known = {**memory.facts, **facts(surroundings)}
+    findings = [hang_finding(circumstances.hang, memory.log)] if circumstances.hang else []
+    known = {**memory.facts, **facts(circumstances)}
     findings += find_causes(clues, known, memory.log, oom_kill_count=last - first)
+    if state == "crashed" and ended.signal and (not findings or findings[0].role != "cause"):
+        findings = [signal_finding(ended.signal, memory.log, last - first), *findings][:MAX_FINDINGS]
     exited = Exited(**stamp_of(event), code=ended.code, signal=ended.signal, findings=findings)
     return memory, [*conclusions, exited]
 

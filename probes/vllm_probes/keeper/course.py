@@ -33,8 +33,17 @@ Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[None]"]
 class Course:
     """The current attempt and its watch, and at most one stop or relaunch under way."""
 
-    def __init__(self, stream: Stream, folder: SessionFolder, launch: Launch, rules: RuleSet, start: Start) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        folder: SessionFolder,
+        launch: Launch,
+        rules: RuleSet,
+        start: Start,
+        look_at_host: Callable[[], None],
+    ) -> None:
         self._stream, self._folder, self._launch, self._rules, self._start = stream, folder, launch, rules, start
+        self._look_at_host = look_at_host
         self.watch: Watch | None = None
         self._shim: subprocess.Popen[bytes] | None = None
         self._under_way: asyncio.Task[None] | None = None
@@ -136,6 +145,7 @@ class Course:
         ending = read_exit(self._folder.attempt(attempt.number))
         if attempt.ended is None and (ending or shim_pid is None):
             await watch.drain_log()
+            self._look_at_host()
             self._command_ended(ending or Ending(error="Its shim was killed: the exit code is not known."))
         if shim_pid is None and self._under_way is None:
             await self._tree_ended()
@@ -147,6 +157,7 @@ class Course:
         left = watch.running()
         if attempt.ended is None:
             await watch.drain_log()
+            self._look_at_host()
             self._stream.publish(
                 CommandEnded(**self._stream.stamp(), code=None, signal=None, error=GONE, leftovers=left)
             )

@@ -43,8 +43,8 @@ class Keeper:
         self._spec = launch.spec
         self._unwatched = False
         self._tasks = asyncio.TaskGroup()
-        self._course = Course(self._stream, folder, launch, rules, self._start)
         self._surroundings = Surroundings(self._stream, launch)
+        self._course = Course(self._stream, folder, launch, rules, self._start, self._surroundings.look_at_host)
         self._on_stall = OnStall(self._stream, folder, launch, self._start, partial(self._course.stop, "stall"))
         self._busy_until_mono = time.monotonic() + LINGER_S
         self._failures: set[str] = set()

@@ -47,15 +47,18 @@ class Surroundings:
                 self._tell_gpus(seen)
         attempt = self._stream.model.attempt
         if self._looks % HOST_EVERY == 0 and attempt and not attempt.over:
-            self._look_at_host()
+            self.look_at_host()
         self._looks += 1
 
-    def _look_at_host(self) -> None:
+    def look_at_host(self) -> None:
+        """One look at the host alone; whoever is about to tell of an end wants its counters as they are now."""
         model, stamp, place = self._stream.model, self._stream.stamp(), self._model
         path = self._cwd / place.path if place and place.path else None
         hub = self._cwd / place.hub if place and place.hub and model.state not in SERVER_STATES else None
         read_bytes = sum(row.read_bytes for row in model.processes.values()) if model.processes else None
-        self._stream.publish(self._host.sample(stamp, path, hub, read_bytes, place.model_id if place else None))
+        newest = max(model.processes.values(), key=lambda row: row.started, default=None)
+        pid, model_id = newest.pid if newest else None, place.model_id if place else None
+        self._stream.publish(self._host.sample(stamp, path, hub, read_bytes, model_id, pid))
 
     def _tell_gpus(self, sample: gpu.GpuSample) -> None:
         stamp = self._stream.stamp()

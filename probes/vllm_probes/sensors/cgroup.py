@@ -54,9 +54,9 @@ class CgroupSample(NamedTuple):
 class Cgroup:
     """The groups of one process, which are looked up once."""
 
-    def __init__(self, process: Path = Path("/proc/self")) -> None:
-        """`process` is its folder under /proc."""
-        own, mountinfo = text_of(process / "cgroup"), mounts(text_of(process / "mountinfo"))
+    def __init__(self, process: Path = Path("/proc/self"), viewer: Path | None = None) -> None:
+        """`process` is its folder under /proc, `viewer` that of whoever reads the files: it may be in a container."""
+        own, mountinfo = text_of(process / "cgroup"), mounts(text_of((viewer or process) / "mountinfo"))
         self._memory = group("memory", own, mountinfo)
         self._cpu = group("cpu", own, mountinfo)
 

@@ -25,6 +25,27 @@ _SWAPPED_PAGES = re.compile(r"^pswp(?:in|out) (\d+)$", re.MULTILINE)
 _PRESSURE = re.compile(r"some avg10=([\d.]+) ")
 
 
+class Kills:
+    """A counter that goes on where another cgroup, with a count of its own, takes the place of the first."""
+
+    def __init__(self) -> None:
+        self._total: int | None = None
+        self._latest: int | None = None
+
+    def begin_anew(self) -> None:
+        """The next count is that of another group."""
+        self._latest = None
+
+    def total(self, count: int | None) -> int | None:
+        """That of the first group, and what has come to it since; None: nobody tells."""
+        if count is None:
+            return self._total
+        more = 0 if self._latest is None else max(count - self._latest, 0)
+        self._latest = count
+        self._total = count if self._total is None else self._total + more
+        return self._total
+
+
 class HostSensor:
     """Looks at everything in less than a millisecond, and waits for nothing.
 
@@ -34,7 +55,8 @@ class HostSensor:
     def __init__(self, proc: Path = Path("/proc"), sysfs: Path = Path("/sys"), shm: Path = Path("/dev/shm")) -> None:
         """`proc` is for what psutil does not read; that looks where `psutil.PROCFS_PATH` says."""
         self._proc, self._shm = proc, shm
-        self._cgroup = Cgroup(proc / "self")
+        self._cgroup, self._cgroup_text = Cgroup(proc / "self"), text_of(proc / "self" / "cgroup")
+        self._kills = Kills()
         self._rates = Rates()
         self._hub = HubSensor()
         self._disks = _Chosen(lambda names: physical_disks(names, sysfs))
@@ -49,13 +71,16 @@ class HostSensor:
         hub: Path | None,
         read_bytes: int | None,
         model_id: str | None = None,
+        pid: int | None = None,
     ) -> HostSampled:
         """One look; rates are since the sample before, by the stamps' `mono`.
 
         `model_path` is absolute, existing or not: the model's own folder. A cache of the hub is judged by it, too: the
         links in `snapshots` lead to its `blobs`. `read_bytes` is what the processes of the run have read so far.
-        `hub` and `model_id` while a download may run: it is told one sample late.
+        `hub` and `model_id` while a download may run: it is told one sample late. `pid` is the process whose cgroup
+        counts; None: nobody new.
         """
+        self._turn_to_cgroup(pid)
         mono = stamp["mono"]
         kind = self._model_filesystem(model_path)
         return HostSampled(
@@ -118,6 +143,14 @@ class HostSensor:
             "network_send_bytes_per_s": rate("send", mono, _sum(interfaces, "bytes_sent")),
         }
 
+    def _turn_to_cgroup(self, pid: int | None) -> None:
+        """A command may move itself into another group: a wrapper does, or the job of a scheduler."""
+        text = text_of(self._proc / str(pid) / "cgroup") if pid is not None else ""
+        if text and text != self._cgroup_text:
+            self._cgroup_text = text
+            self._cgroup = Cgroup(self._proc / str(pid), viewer=self._proc / "self")
+            self._kills.begin_anew()
+
     def _limits(self, mono: float) -> dict[str, Any]:
         own = self._cgroup.sample()
         throttled = self._rates.per_s("throttled", mono, own.throttled_s)
@@ -126,7 +159,7 @@ class HostSensor:
             "cgroup_memory_limit_bytes": own.memory_limit_bytes,
             "cgroup_cpu_limit": own.cpu_limit,
             "cgroup_throttled_percent": None if throttled is None else min(100 * throttled, 100.0),
-            "oom_kill_count": own.oom_kill_count,
+            "oom_kill_count": self._kills.total(own.oom_kill_count),
         }
 
     def _download(self, hub: Path | None, model_id: str | None) -> dict[str, Any]:

@@ -196,6 +196,11 @@ def test_called_operator(line: str, operator: str | None) -> None:
         ("zmq/asyncio.py", False),
         ("/usr/lib/python3/dist-packages/requests/api.py", False),
         ("vllm/v1/engine/core.py", False),
+        ("concurrent/futures/thread.py", True),
+        ("code/project/plugin.py", False),
+        ("test/project/plugin.py", False),
+        ("profile/project/plugin.py", False),
+        ("plugin.py", False),
     ],
 )
 def test_standard_library(file: str, expected: bool) -> None:
@@ -290,19 +295,3 @@ def test_no_thread_is_named_twice() -> None:
 
 def test_another_thread_does_not_matter_while_the_main_thread_is_not_held_up() -> None:
     assert matter(thread("f (x.py:1)", thread_id=7, state="R"), thread(POOL_BUSY, thread_id=8)) == [(7, "running")]
-
-
-@pytest.mark.parametrize(
-    ("file", "expected"),
-    [
-        ("threading.py", True),
-        ("concurrent/futures/thread.py", True),
-        ("<frozen importlib._bootstrap>", True),
-        ("code/project/plugin.py", False),
-        ("test/project/plugin.py", False),
-        ("profile/project/plugin.py", False),
-        ("plugin.py", False),
-    ],
-)
-def test_what_belongs_to_python_itself(file: str, expected: bool) -> None:
-    assert is_standard_library(file) is expected

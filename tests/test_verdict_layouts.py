@@ -5,8 +5,8 @@ from msgspec.structs import replace
 
 from tests.stack_notation import thread
 from tests.verdict_story import LOOP, STEP, Story, engine_idle, engine_waits, idle_worker, in_all_reduce, in_lock
-from vllm_probes.events import CommandEnded, GpusSampled, ProcessesSampled, StacksCaptured
-from vllm_probes.rows import GpuProcess, GpuRow, StackFile, ThreadStack
+from vllm_probes.events import CommandEnded, GpusSampled, ProcessesSampled
+from vllm_probes.rows import GpuProcess, GpuRow, ThreadStack
 
 SYNCHRONIZE = (
     "synchronize (torch/cuda/streams.py:231) < async_output_busy_loop (vllm/v1/executor/multiproc_executor.py:960)"
@@ -30,16 +30,12 @@ def gpus(*busy: float, power_w: float = 118.0) -> list[GpuRow]:
 def look_with_output_thread(story: Story, at: float) -> None:
     """As a GPU run hangs: every main thread is idle, and rank 0's thread of outputs waits for its GPU."""
     output = thread(SYNCHRONIZE, name="WorkerAsyncOutputCopy", state="S", syscall=202, thread_id=99)
-    stacks = {1: [engine_idle()], 2: [engine_waits()], **{10 + rank: [idle_worker()] for rank in range(story.workers)}}
+    stacks = {2: [engine_waits()], **{10 + rank: [idle_worker()] for rank in range(story.workers)}}
     stacks[10].append(output)
-    files = [
-        StackFile(
-            pid=pid, process="x", threads=[replace(one, thread_id=pid) if one.thread_id != 99 else one for one in own]
-        )
-        for pid, own in stacks.items()
-        if pid != 1
-    ]
-    story.say(StacksCaptured, at, reason="quiet", folder="s", stacks=files)
+    story.see(
+        at,
+        {pid: [one if one is output else replace(one, thread_id=pid) for one in own] for pid, own in stacks.items()},
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,9 +130,7 @@ def test_a_helper_that_is_stopped_is_nobodys_fault() -> None:
     story.say(ProcessesSampled, 2, rows=[helper])
     story.quiet(103, 100)
     for at in (103, 106, 109, 112):
-        stacks = {2: engine_idle(), 10: idle_worker(), 11: idle_worker(), 50: idle_worker()}
-        files = [StackFile(pid=pid, process="x", threads=[stack]) for pid, stack in stacks.items()]
-        story.say(StacksCaptured, at, reason="quiet", folder="s", stacks=files)
+        story.see(at, {2: [engine_idle()], 10: [idle_worker()], 11: [idle_worker()], 50: [idle_worker()]})
     assert story.told == []
 
 

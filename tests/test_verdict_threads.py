@@ -18,8 +18,8 @@ from tests.verdict_story import (
     idle_worker,
     in_all_reduce,
 )
-from vllm_probes.events import ProcessesSampled, StacksCaptured
-from vllm_probes.rows import ProcessRow, StackFile, ThreadStack
+from vllm_probes.events import ProcessesSampled
+from vllm_probes.rows import ProcessRow, ThreadStack
 
 POOL = "_worker (concurrent/futures/thread.py:83) < run (threading.py:982) < _bootstrap (threading.py:1002)"
 INPUT = "process_input_sockets (vllm/v1/engine/core.py:1831) < run (threading.py:982)"
@@ -32,12 +32,11 @@ RING = "vllm/distributed/device_communicators/shm_broadcast.py"
 def looks(story: Story, stacks: Mapping[int, list[ThreadStack]]) -> Story:
     """All processes with all these threads; the first is the main one."""
     story.quiet(103, 100)
-    files = [
-        StackFile(pid=pid, process="x", threads=[replace(one, thread_id=pid + 100 * at) for at, one in enumerate(own)])
-        for pid, own in stacks.items()
-    ]
+    own_ids = {
+        pid: [replace(one, thread_id=pid + 100 * at) for at, one in enumerate(own)] for pid, own in stacks.items()
+    }
     for at in (103, 106, 109, 112):
-        story.say(StacksCaptured, at, reason="quiet", folder="s", stacks=files)
+        story.see(at, own_ids)
     return story
 
 
@@ -105,7 +104,6 @@ def test_a_script_that_sits_still_beside_its_idle_engine_is_suspected() -> None:
     story.quiet(103, 100, requests=None)
     asleep = stuck("work (job.py:5) < <module> (job.py:9)", NANOSLEEP)
     for at in range(103, 130, 3):
-        files = [StackFile(pid=pid, process="x", threads=[one]) for pid, one in ((2, engine_idle()), (5, asleep))]
-        story.say(StacksCaptured, at, reason="quiet", folder="s", stacks=files)
+        story.see(at, {2: [engine_idle()], 5: [asleep]})
     assert story.last[:2] == ("suspect", "unknown")
     assert [one.process for one in story.told[-1].culprits] == ["job.py"]

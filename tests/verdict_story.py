@@ -1,5 +1,6 @@
 """Stories for the hang detector: stacks of vLLM 0.32 as they were seen, and the events of a server around them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.stack_notation import thread
@@ -96,10 +97,14 @@ class Story:
         self.say(ActivitySampled, at, moved={"tokens": moved}, requests=requests, connections=connections)
 
     def look(self, at: float, engine: ThreadStack, *workers: ThreadStack, front: ThreadStack | None = None) -> None:
-        stacks = {1: front or front_idle(), 2: engine, **{10 + rank: one for rank, one in enumerate(workers)}}
+        workers_stacks = {10 + rank: [one] for rank, one in enumerate(workers)}
+        self.see(at, {1: [front or front_idle()], 2: [engine], **workers_stacks})
+
+    def see(self, at: float, stacks: Mapping[int, Sequence[ThreadStack]]) -> None:
+        """One look at the threads of these processes, by pid."""
         files = [
-            StackFile(pid=pid, process=f"p{pid}", file=f"s/{pid}.json", threads=[stack])
-            for pid, stack in stacks.items()
+            StackFile(pid=pid, process=f"p{pid}", file=f"s/{pid}.json", threads=list(threads))
+            for pid, threads in stacks.items()
         ]
         self.say(StacksCaptured, at, reason="quiet", folder="s", stacks=files)
 

@@ -21,7 +21,11 @@ _FIXES = {
     "native_loop": "Read the culprit's stack with native frames: `py-spy dump --native`.",
     "idle": "Look for an exception that this rank logged before it went idle: the others wait for it.",
 }
-_SIGNAL_CLASSES = {7: "shm_size_bus_error", 9: "host_oom_killed"}
+_SIGNAL_CLASSES = {
+    **dict.fromkeys((4, 6, 11), "worker_proc_died"),
+    7: "shm_size_bus_error",
+    9: "host_oom_killed",
+}
 _SIGNAL_FIXES = {
     7: "See how full /dev/shm is (`df /dev/shm`); a container gets more with `--shm-size` or `--ipc=host`.",
     9: "If it was the kernel, give the run more host memory (the limit of its container or job), or start fewer ranks. "
@@ -92,7 +96,7 @@ def signal_finding(number: int, log: str, oom_kill_count: int) -> Finding:
     counted = f" The kernel killed {oom_kill_count} processes of this cgroup for memory meanwhile."
     return Finding(
         rule=None,
-        class_=_SIGNAL_CLASSES.get(number, "worker_proc_died" if number in (4, 6, 11) else "other"),
+        class_=_SIGNAL_CLASSES.get(number, "other"),
         role="cause",
         severity="fatal",
         file=log,

@@ -203,16 +203,13 @@ def waits(of: Sequence[Member]) -> list[Wait]:
     standings = {one.standing.row.pid: one.standing for one in reversed(of)}
     label = {one.standing.row.pid: one.label for one in of}
     edges = wait_for(standings)
-    free = {*waits_for_nobody(standings, edges)}
-    return [
-        Wait(
-            frozenset(label[pid] for pid in waiters),
-            frozenset(label[pid] for pid in targets if pid is not None),
-            what,
-            is_end=free.issuperset(pid for pid in targets if pid is not None) and targets != {None},
-        )
-        for (targets, what), waiters in gathered(edges).items()
-    ]
+    free = frozenset(label[pid] for pid in waits_for_nobody(standings, edges))
+    found = []
+    for (pids, what), waiters in gathered(edges).items():
+        targets = frozenset(label[pid] for pid in pids if pid is not None)
+        is_end = bool(targets) and targets <= free
+        found.append(Wait(frozenset(label[pid] for pid in waiters), targets, what, is_end))
+    return found
 
 
 def _group(of: Sequence[Member], is_odd: bool) -> Group:

@@ -6,10 +6,6 @@ Most need one rank; where a rank or a worker has to fail, there are two.
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,71 +15,52 @@ from typing import Any
 import pytest
 
 from tests import hang_plugin
-from tests.conftest import Spawn
+from tests.benchmarks.server import Server
 from tests.real_vllm import RealVllm
 
 pytestmark = pytest.mark.vllm
 
 ENDED_S = 240.0
 """A start takes 20 to 40 s on two idle cores; a busy machine takes its time."""
-PROGRAM = [sys.executable, "-m", "vllm_tui", "run", "--headless", "--"]
 MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
 Finding = dict[str, Any]
 Fail = Callable[..., list[Finding]]
 
 
-class Run:
-    """A headless run; `rows` and `states` grow while it lasts."""
-
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
-        self.rows: dict[str, int] = {}
-        """Pid of each process, by name."""
-        self.findings: list[Finding] = []
-        self.code = 0
-        self._process = process
-
-    def follow(self, when_idle: Callable[["Run"], None]) -> None:
-        """Read to the end; `when_idle` is called once, as soon as it serves."""
-        watchdog = threading.Timer(ENDED_S, self._process.kill)
-        watchdog.start()
-        assert self._process.stdout
-        is_idle = False
-        for event in map(json.loads, self._process.stdout):
-            self.rows |= {row["process"]: row["pid"] for row in event.get("rows", []) if "process" in row}
-            if event["event"] == "state_changed" and event["state"] == "idle" and not is_idle:
-                is_idle = True
-                when_idle(self)
-            if event["event"] == "exited":
-                self.findings = event["findings"]
-        self.code = self._process.wait()
-        watchdog.cancel()
-
-
 @pytest.fixture
-def fail(real_vllm: RealVllm, spawned: Spawn, tmp_path: Path) -> Fail:
-    """`fail(*options, **how)` runs a `vllm serve` that has to end badly; its findings, the root cause first."""
+def fail(real_vllm: RealVllm, tmp_path: Path) -> Iterator[Fail]:
+    """`fail(*options, **how)` runs a `vllm serve`, or another command, that has to end badly; its findings, the root
+    cause first."""
+    servers: list[Server] = []
 
     def run(
         *options: str,
+        command: list[str] | None = None,
         model: str | None = None,
         ranks: int = 1,
-        port: int | None = None,
         env: dict[str, str] | None = None,
         before: list[str] | None = None,
-        when_idle: Callable[[Run], None] = lambda run: None,
-        **popen: Any,
+        when_idle: Callable[[Server], object] | None = None,
     ) -> list[Finding]:
-        serve = real_vllm.serve_argv(port or real_vllm.free_port(), tensor_parallel=ranks, model=model)
+        port = real_vllm.free_port()
+        argv = command or [*real_vllm.serve_argv(port, tensor_parallel=ranks, model=model), *options]
         environment = {**real_vllm.env, "XDG_STATE_HOME": str(tmp_path / "state"), **(env or {})}
         if ranks == 1:
             environment["VLLM_CPU_OMP_THREADS_BIND"] = "0"
-        argv = [*PROGRAM, *(before or []), *serve, *options]
-        run = Run(spawned(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **popen))
-        run.follow(when_idle)
-        assert run.code != 0
-        return run.findings
+        server = Server([*(before or []), *argv], environment, port, model or str(real_vllm.model))
+        servers.append(server)
+        if when_idle is not None:
+            assert server.is_ready(ENDED_S)
+            when_idle(server)
+        exited = server.until("exited", ENDED_S)
+        assert exited
+        assert server.process.wait(ENDED_S) != 0
+        return list(exited["findings"])
 
-    return run
+    yield run
+    for server in servers:
+        if server.process.poll() is None:
+            server.end()
 
 
 def classes(findings: list[Finding]) -> list[str]:
@@ -186,7 +163,7 @@ def test_too_little_memory(fail: Fail) -> None:
 
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGKILL, "killed"), (signal.SIGSEGV, "native code")])
 def test_a_worker_that_dies(fail: Fail, number: signal.Signals, word: str) -> None:
-    found = fail(ranks=2, when_idle=lambda run: os.kill(run.rows["Worker_TP1"], number))
+    found = fail(ranks=2, when_idle=lambda server: os.kill(server.pid_of("Worker_TP1"), number))
     assert classes(found)[0] == "worker_proc_died"
     assert word in found[0]["why"].lower()
 
@@ -210,24 +187,14 @@ def test_an_exception_in_one_rank(fail: Fail, order: Path) -> None:
     assert "Worker_TP1" in found[0]["line"]
 
 
-def test_an_answer_that_comes_too_late(fail: Fail, order: Path, real_vllm: RealVllm) -> None:
-    port = real_vllm.free_port()
-
-    def ask(run: Run) -> None:
+def test_an_answer_that_comes_too_late(fail: Fail, order: Path) -> None:
+    def ask(server: Server) -> None:
         order.with_suffix(".draft").write_text("step 1 sleep")
         order.with_suffix(".draft").rename(order)
-        body = json.dumps({"model": str(real_vllm.model), "prompt": "hello", "max_tokens": 4}).encode()
-        url = f"http://127.0.0.1:{port}/v1/completions"
-        with suppress(OSError):
-            urllib.request.urlopen(
-                urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=ENDED_S
-            )
-
-    def ask_beside(run: Run) -> None:
-        threading.Thread(target=ask, args=(run,), daemon=True).start()
+        server.send()
 
     environment = {**with_plugin(order), "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "25"}
-    found = fail(ranks=2, port=port, env=environment, when_idle=ask_beside)
+    found = fail(ranks=2, env=environment, when_idle=ask)
     assert found[0]["rule"] == "hang"
     assert "Worker_TP1 sleeps" in found[0]["line"]
     assert "rpc_timeout" in classes(found)
@@ -241,11 +208,8 @@ llm = vllm.LLM({model!r}, max_model_len=256, enforce_eager=True, tensor_parallel
 """
 
 
-def test_a_script_without_a_guard(real_vllm: RealVllm, spawned: Spawn, tmp_path: Path) -> None:
+def test_a_script_without_a_guard(fail: Fail, real_vllm: RealVllm, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(SCRIPT.format(model=str(real_vllm.model)))
-    environment = {**real_vllm.env, "XDG_STATE_HOME": str(tmp_path / "state")}
-    argv = [*PROGRAM, str(real_vllm.python), str(tmp_path / "job.py")]
-    environment["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    run = Run(spawned(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
-    run.follow(lambda run: None)
-    assert classes(run.findings)[0] == "mp_spawn_bootstrap"
+    command = [str(real_vllm.python), str(tmp_path / "job.py")]
+    found = fail(command=command, ranks=2, env={"VLLM_WORKER_MULTIPROC_METHOD": "spawn"})
+    assert classes(found)[0] == "mp_spawn_bootstrap"

@@ -12,6 +12,7 @@ from vllm_probes.events import (
     LogRecorded,
     SessionStarted,
     StateChanged,
+    TreeEnded,
     VerdictChanged,
 )
 from vllm_probes.judges.frames import load_frames
@@ -66,3 +67,19 @@ def test_it_knows_which_lines_were_told(ended: Path) -> None:
     again.begin_attempt()
     assert again.last_line_number == 0
     again.close()
+
+
+def test_a_closed_attempt_is_not_judged_again(ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = stream(ended)
+    one.publish(TreeEnded(**one.stamp()))
+    one.close()
+    before = recorded(ended)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a day of it takes seconds")
+
+    monkeypatch.setattr("vllm_probes.keeper.stream.judge", refuse)
+    again = stream(ended)
+    again.close()
+    assert (again.model.state, again.attempt) == ("crashed", 1)
+    assert recorded(ended) == before

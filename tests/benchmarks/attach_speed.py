@@ -10,8 +10,9 @@ import socket
 import time
 
 import msgspec
+import psutil
 
-from tests.benchmarks.measure import PROGRAM, own_state, report
+from tests.benchmarks.measure import PROGRAM, own_state, report, sessions
 from tests.terminal import Terminal
 from vllm_probes.events import (
     SCHEMA,
@@ -140,6 +141,10 @@ def write_day(folder: SessionFolder) -> int:
 
 
 def attach_s(environment: dict[str, str]) -> float:
+    """With a keeper that has to be started: one that an earlier view has left is waited for."""
+    [folder] = sessions(environment)
+    while any(str(folder) in " ".join(one.info["cmdline"] or []) for one in psutil.process_iter(["cmdline"])):
+        time.sleep(0.2)
     begin = time.monotonic()
     terminal = Terminal([*PROGRAM, "attach", "day"], environment, columns=200, rows=50)
     terminal.wait("EXITED", 30)

@@ -4,7 +4,7 @@ import io
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,11 +142,14 @@ def attach(
     no_command(command)
     if not headless:
         _need_terminal()
+    from vllm_probes.keeper.attempts import start_keeper
     from vllm_tui import choosing
 
     with _told():
         folder = choosing.watched(choosing.choose(run, port, "attach", own_first=True), log)
         choosing.need_attachable(folder)
+    with suppress(OSError):  # whoever connects tries again, and says what is wrong
+        start_keeper(folder)  # it reads the recording while the view is loaded
     _watch(folder, headless=headless, readonly=readonly, with_code=False, notify=notify)
 
 

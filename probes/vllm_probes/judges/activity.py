@@ -1,8 +1,10 @@
 """When each thing of a run moved last, from the samples as they come: what the hang detector is told of quiet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import (
     AttemptStarted,
@@ -32,18 +34,17 @@ class EngineActivity(NamedTuple):
     """When they moved last, or when work came to them at rest; None: they have not since somebody looks."""
 
 
-@dataclass(frozen=True, slots=True)
-class Activity:
+class Activity(msgspec.Struct, frozen=True):
     """What has been counted so far."""
 
-    moved: Mapping[str, float] = field(default_factory=dict)
+    moved: Mapping[str, float] = {}
     """As in `activity_sampled`."""
     requests: float | None = None
-    engines: Mapping[str, EngineActivity] = field(default_factory=dict)
+    engines: Mapping[str, EngineActivity] = {}
     content_lines: int = 0
-    transferred: Mapping[int, int] = field(default_factory=dict)
+    transferred: Mapping[int, int] = {}
     """pid -> bytes read and written when they last counted as a movement."""
-    gpu_bytes: Mapping[int, int] = field(default_factory=dict)
+    gpu_bytes: Mapping[int, int] = {}
     download_bytes: int = 0
 
     @property

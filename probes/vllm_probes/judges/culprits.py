@@ -1,8 +1,10 @@
 """Who holds a run up, from one look at the stacks of all its processes, if anything does: that is asked elsewhere."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.judges.doing import Doing
 from vllm_probes.judges.frames import Classified
@@ -32,8 +34,7 @@ WAITS_FOR_PEERS = frozenset(("collective", "gpu_sync"))
 WAITS_FOR_OTHERS = frozenset(("idle", "startup_wait", "waiting_for_worker"))
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """One process and what it does."""
 
     row: ProcessRow
@@ -59,8 +60,7 @@ class Standing:
         return Culprit(process=row.process, pid=row.pid, rank=row.rank, doing=self.doing, frame=self.frame)
 
 
-@dataclass(frozen=True, slots=True)
-class Hang:
+class Hang(msgspec.Struct, frozen=True):
     """What kind of hang it looks like, who is at fault, and who waits."""
 
     kind: Kind

@@ -8,8 +8,10 @@ waits for ever (`wait_for_engine_startup`, v1/engine/utils.py).
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import (
     ENDED_STATES,
@@ -46,14 +48,13 @@ class Deadline(NamedTuple):
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """What is known of the current attempt."""
 
     seconds: Mapping[str, float] | None = None
     """None: nobody has read the environment of vLLM yet."""
-    rows: Mapping[int, ProcessRow] = field(default_factory=dict)
-    serving_mono: Mapping[int, float] = field(default_factory=dict)
+    rows: Mapping[int, ProcessRow] = {}
+    serving_mono: Mapping[int, float] = {}
     """When each API server was first seen under its title: it takes that right before it begins to wait (measured)."""
     verdict: VerdictChanged | None = None
     told: Deadline | None = None

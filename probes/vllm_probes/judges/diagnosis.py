@@ -3,10 +3,9 @@
 import re
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import islice
 
-import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.judges.matching import Match, RecordStream, telling_lines
 from vllm_probes.judges.rules import Rule, RuleSet
@@ -108,7 +107,7 @@ class _Diagnosis:
 def _as_error(clue: Clue) -> Clue:
     if clue.rule is None or not clue.rule.waits:
         return clue
-    return replace(clue, rule=msgspec.structs.replace(clue.rule, severity="error"))
+    return replace(clue, rule=replace(clue.rule, severity="error"))
 
 
 def _clue(match: Match) -> Clue | None:

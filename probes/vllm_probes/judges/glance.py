@@ -8,10 +8,10 @@ peers, may be at work, and one that sleeps again and again gets on.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import ActivitySampled, StacksCaptured, Stamp, VerdictChanged
 from vllm_probes.judges import verdict
@@ -88,16 +88,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """From the first look to the last."""
 
 
-@dataclass(frozen=True, slots=True)
-class Glance:
+class Glance(msgspec.Struct, frozen=True):
     """What the looks so far have shown."""
 
     begun: Stamp
     memory: verdict.Memory
     told: VerdictChanged | None = None
-    rows: Mapping[int, ProcessRow] = field(default_factory=dict)
+    rows: Mapping[int, ProcessRow] = {}
     last: StacksCaptured | None = None
-    looks: Mapping[int, Look] = field(default_factory=dict)
+    looks: Mapping[int, Look] = {}
     """The last one, by pid."""
     standings: tuple[Standing, ...] = ()
     hangs: tuple[Hang | None, ...] = ()
@@ -105,7 +104,7 @@ class Glance:
     doing: Sequence[ProcessDoing] = ()
     has_run: frozenset[int] = frozenset()
     """The processes whose thread has gone off a CPU since the look before, or may have."""
-    places: Mapping[int, Counter[tuple[str | None, str]]] = field(default_factory=dict)
+    places: Mapping[int, Counter[tuple[str | None, str]]] = {}
     look_count: int = 0
     serves: bool = True
     moved: bool = False

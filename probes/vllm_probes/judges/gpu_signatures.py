@@ -6,8 +6,9 @@ a signature. No GPU has been at hand to measure the thresholds; what they rest o
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from vllm_probes.gpus import GpuModel, residents, strangers, visible_to_run
 from vllm_probes.rows import Evidence, GpuCard, GpuProcess, GpuRow, ProcessRow
@@ -36,18 +37,16 @@ HARMFUL_THROTTLING = frozenset(("hot", "power brake", "hardware slowdown"))
 """In the words of `GpuRow.throttle`. Not `power cap`: GPUs at full load run into their power limit all the time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Baseline:
+class Baseline(msgspec.Struct, frozen=True):
     """The power of each GPU, by NVML index, in two situations of this run."""
 
-    working_w: Mapping[int, float] = field(default_factory=dict)
+    working_w: Mapping[int, float] = {}
     """While tokens moved and it was at work."""
-    idle_w: Mapping[int, float] = field(default_factory=dict)
+    idle_w: Mapping[int, float] = {}
     """While it did nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(msgspec.Struct, frozen=True):
     """What the signatures are looked for in; the GPUs that the run does not use are not in it."""
 
     rows: Mapping[int, GpuRow]

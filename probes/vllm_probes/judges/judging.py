@@ -1,8 +1,9 @@
 """Every judge, as one fold over the observations of a session."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import msgspec
 
 from vllm_probes.events import Conclusion, Observation
 from vllm_probes.judges import deadline, limits, state, verdict
@@ -18,14 +19,13 @@ class Knowledge(NamedTuple):
     frames: FrameTable
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """What each judge remembers."""
 
-    of_state: state.Memory = field(default_factory=state.Memory)
-    of_limits: limits.Memory = field(default_factory=limits.Memory)
-    of_verdict: verdict.Memory = field(default_factory=verdict.Memory)
-    of_deadline: deadline.Memory = field(default_factory=deadline.Memory)
+    of_state: state.Memory = msgspec.field(default_factory=state.Memory)
+    of_limits: limits.Memory = msgspec.field(default_factory=limits.Memory)
+    of_verdict: verdict.Memory = msgspec.field(default_factory=verdict.Memory)
+    of_deadline: deadline.Memory = msgspec.field(default_factory=deadline.Memory)
 
 
 def judge(knowledge: Knowledge, memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:

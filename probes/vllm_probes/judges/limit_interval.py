@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import msgspec
 
 from vllm_probes.rates import total
 from vllm_probes.rows import DebugSetting, EngineSample, GpuRow, ProcessRow, Role
@@ -29,8 +30,7 @@ class Limit(NamedTuple):
     culprit: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(msgspec.Struct, frozen=True):
     """The time between two looks at a server that was active in both."""
 
     seconds: float

@@ -6,8 +6,10 @@ back. Without load nothing is told.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
+
+import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import (
     AttemptStarted,
@@ -60,8 +62,7 @@ class Mean(NamedTuple):
         return Mean(self.weighted + value * seconds, self.known_s + seconds, max(self.most, value))
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(msgspec.Struct, frozen=True):
     """What limited the latest intervals without a break; without a limit, nothing did."""
 
     limit: Limit | None
@@ -76,24 +77,23 @@ class Candidate:
         return (self.limit.name, self.limit.culprit) if self.limit else None
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """What the judge knows; GPUs and host are told when they change, whatever attempt it is."""
 
     is_open: bool = False
     """An attempt runs, and nobody has asked for its end."""
     settings: tuple[DebugSetting, ...] = ()
-    processes: Mapping[int, ProcessRow] = field(default_factory=dict)
-    cards: Mapping[int, GpuCard] = field(default_factory=dict)
-    gpus: Mapping[int, GpuRow] = field(default_factory=dict)
+    processes: Mapping[int, ProcessRow] = {}
+    cards: Mapping[int, GpuCard] = {}
+    gpus: Mapping[int, GpuRow] = {}
     """Empty while the driver does not answer."""
-    gpu_rows: Mapping[int, tuple[GpuRow, ...]] = field(default_factory=dict)
+    gpu_rows: Mapping[int, tuple[GpuRow, ...]] = {}
     """The latest that were told since the load began."""
     host: HostSampled | None = None
     compiled: LogRecorded | None = None
     look: EndpointSampled | None = None
     """Where the interval began; None: the server is not at work."""
-    held: Mapping[Key, Mean] = field(default_factory=dict)
+    held: Mapping[Key, Mean] = {}
     """Since `look`."""
     mono: float = 0.0
     """Until when that is."""

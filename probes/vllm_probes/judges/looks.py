@@ -1,7 +1,8 @@
 """One look at the stacks of all processes: what each of them does, and since when."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from vllm_probes.events import StacksCaptured
 from vllm_probes.judges.culprits import WAITS_FOR_OTHERS, Standing, said
@@ -25,8 +26,7 @@ MEETING = frozenset(("init_process_group", "init_distributed_environment", "nccl
 LOADING = "vllm/model_executor/model_loader/"
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(msgspec.Struct, frozen=True):
     """One process: what it does, and the thread that says so."""
 
     standing: Standing

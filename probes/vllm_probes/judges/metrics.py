@@ -3,13 +3,13 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from typing import Any, TypeVar
-
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vllm_probes.judges.latency import Histograms
 from vllm_probes.rows import EngineSample, LatencyName
+
+if TYPE_CHECKING:
+    from prometheus_client.samples import Sample
 
 _Value = TypeVar("_Value")
 
@@ -95,7 +95,7 @@ def _present(values: Mapping[str, _Value], names: Iterable[str]) -> _Value | Non
     return next((values[name] for name in names if name in values), None)
 
 
-def _read(text: str, names: Collection[str]) -> Iterator[tuple[Sample, float]]:
+def _read(text: str, names: Collection[str]) -> Iterator[tuple["Sample", float]]:
     """The series of each line with one of the names, and its value, where that is a finite one."""
     for line in text.split("\n"):
         if line.partition("{")[0] in names:
@@ -104,7 +104,7 @@ def _read(text: str, names: Collection[str]) -> Iterator[tuple[Sample, float]]:
                 yield series, value
 
 
-def _parse(line: str) -> tuple[Sample, float]:
+def _parse(line: str) -> "tuple[Sample, float]":
     try:
         head, number = line.rsplit(maxsplit=1)
         if "_" in number:
@@ -115,8 +115,10 @@ def _parse(line: str) -> tuple[Sample, float]:
 
 
 @lru_cache(_SERIES_KEPT)
-def _series(head: str) -> Sample:
+def _series(head: str) -> "Sample":
     """Name and labels of a line without its value. They are the same in every page, and reading them is what costs."""
+    from prometheus_client.parser import text_string_to_metric_families  # slow to import, and many runs serve nothing
+
     [family] = text_string_to_metric_families(f"{head} 0\n")
     [series] = family.samples
     if series.value or series.timestamp is not None:

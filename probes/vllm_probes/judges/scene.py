@@ -1,9 +1,10 @@
 """What one look at stacks shows against the look before: who works, who moves, and whether that is getting on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Literal
+
+import msgspec
 
 from vllm_probes.events import SERVER_STATES, State
 from vllm_probes.judges.culprits import Hang, Standing
@@ -38,8 +39,7 @@ def stage_of(state: State | None, *, is_counted: bool) -> Stage:
     return "runs" if state == "running" else "starts"
 
 
-@dataclass(frozen=True, slots=True)
-class Scene:
+class Scene(msgspec.Struct, frozen=True):
     """One look."""
 
     standings: tuple[Standing, ...]
@@ -57,8 +57,7 @@ class Scene:
     """A thread that waits for the network has woken up since then, as it had at the look before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Before:
+class Before(msgspec.Struct, frozen=True):
     """What the next look is compared with."""
 
     looks: Mapping[int, Look]

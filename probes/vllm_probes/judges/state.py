@@ -6,7 +6,9 @@ same lines.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import (
     ENDED_STATES,
@@ -70,8 +72,7 @@ ABANDONED_S = 10.0
 """An API server that lives this long without its engine (VLLM_KEEP_ALIVE_ON_ENGINE_DEATH) has lost it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """What the judge knows of the current attempt."""
 
     state: State | None = None
@@ -96,7 +97,7 @@ class Memory:
     death_rule: str | None = None
     """The log rule that spoke of a death."""
     alarms: tuple[LogRecorded, ...] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = {}
     """What the run said of itself, by the names of the rules' fields."""
     oom_kills: tuple[int, int] | None = None
     """What the cgroup's counter of kills for memory said first, and last."""

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import LogRecorded
 from vllm_probes.judges import ranksets
@@ -37,14 +37,13 @@ _TIERS = {"cause": 0, "symptom": 1, "consequence": 2, "notice": 3}
 Tier = Literal["cause", "symptom", "consequence", "notice"]
 
 
-@dataclass(frozen=True, slots=True)
-class Clue:
+class Clue(msgspec.Struct, frozen=True):
     """A line that may explain something. `rule` None: an error that no rule knows."""
 
     line_number: int
     line: str
     rule: Rule | None
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, str] = {}
     writer: str | None = None
     """The process that wrote it, by its log name."""
     went_on: bool = False

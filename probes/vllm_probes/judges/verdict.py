@@ -5,7 +5,9 @@ at stacks only suspects, and only looks that agree become a verdict.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from vllm_probes.events import (
     ENDED_STATES,
@@ -58,8 +60,7 @@ FIRST_LOOK_S = 3.0
 Verdict = tuple[str, str | None, tuple[int, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Suspicion:
+class Suspicion(msgspec.Struct, frozen=True):
     """What the latest looks agree on."""
 
     kind: str
@@ -73,23 +74,22 @@ class Suspicion:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
+class Memory(msgspec.Struct, frozen=True):
     """What is known of the current attempt."""
 
-    rows: Mapping[int, ProcessRow] = field(default_factory=dict)
-    cards: Mapping[int, GpuCard] = field(default_factory=dict)
-    gpus: Mapping[int, GpuRow] = field(default_factory=dict)
+    rows: Mapping[int, ProcessRow] = {}
+    cards: Mapping[int, GpuCard] = {}
+    gpus: Mapping[int, GpuRow] = {}
     """As they were told last; empty while the driver does not answer."""
     patience: float = 1.0
     """How many times longer everything may take, since a debug setting makes it slow."""
-    moved: Mapping[str, float] = field(default_factory=dict)
+    moved: Mapping[str, float] = {}
     pending: bool = True
     is_counted: bool = False
     """Its requests and tokens can be seen."""
     before: Before = NOTHING_BEFORE
     log: str = ""
-    failed: Mapping[int, Evidence] = field(default_factory=dict)
+    failed: Mapping[int, Evidence] = {}
     """The latest exception that a process has logged since the last progress, by pid."""
     doing: Sequence[ProcessDoing] = ()
     """What each process did at the look before."""

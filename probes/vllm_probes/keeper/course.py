@@ -21,7 +21,7 @@ from vllm_probes.launch.levers import LeverError
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef
 from vllm_probes.sensors import files
-from vllm_probes.sensors.shims import shim_alive
+from vllm_probes.sensors.shims import KnownShim, find_shim
 
 Asked = Literal["key", "signal", "leftovers", "relaunch", "stall"]
 LAST_LOOK_S = 2.0
@@ -46,6 +46,8 @@ class Course:
         self._look_at_host = look_at_host
         self.watch: Watch | None = None
         self._shim: subprocess.Popen[bytes] | None = None
+        self._adopted: KnownShim | None = None
+        """The shim of an attempt that somebody else has started."""
         self._under_way: asyncio.Task[None] | None = None
         self._kill = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -180,7 +182,9 @@ class Course:
         """The pid of the attempt's shim while it runs; one that we started ourselves is reaped here."""
         if self._shim is not None:
             return self._shim.pid if self._shim.poll() is None else None
-        return shim_alive(self._folder.attempt(self._stream.attempt))
+        if self._adopted is None or not self._adopted.runs:
+            self._adopted = find_shim(self._folder.attempt(self._stream.attempt))
+        return self._adopted.pid if self._adopted else None
 
     async def _tree_ended(self, result: child.StopResult | None = None) -> None:
         watch, self.watch = self.watch, None

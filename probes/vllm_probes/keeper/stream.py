@@ -100,19 +100,29 @@ class Stream:
 
     def _continue(self, folder: SessionFolder) -> list[Conclusion]:
         """Take the recording in; the conclusions from its last observation that a killed keeper did not write."""
-        missing: list[Conclusion] = []
         for event in read_events(folder.events):
             if event is None:
                 self.model.unknown_line_count += 1
+            else:
+                self.model.apply(event)
+        attempt = self.model.attempt
+        self.attempt = attempt.number if attempt else 0
+        is_closed = attempt is not None and attempt.over and attempt.exited is not None
+        return [] if is_closed else self._judge_again(folder)
+
+    def _judge_again(self, folder: SessionFolder) -> list[Conclusion]:
+        """What an attempt that goes on has come to. After a closed one judges begin anew, and a day of it takes them
+        seconds."""
+        missing: list[Conclusion] = []
+        for event in read_events(folder.events):
+            if event is None:
                 continue
-            self.model.apply(event)
             self.activity = follow(self.activity, event)
             if isinstance(event, Observation):
                 self._memory, missing = judge(self._knowledge, self._memory, event)
                 self._note_line(event)
             elif missing and type(event) is type(missing[0]):
                 missing = missing[1:]
-        self.attempt = self.model.attempt.number if self.model.attempt else 0
         return missing
 
     def _note_line(self, event: Observation) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
-
-import httpx
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm_probes.events import Health
 from vllm_probes.judges.address import Address
+
+if TYPE_CHECKING:
+    import httpx
 
 KEEP_ALIVE_S = 4.0
 """Shorter than uvicorn's 5 s, so that no request meets a connection that the server is just closing."""
@@ -22,8 +23,10 @@ class Answer(NamedTuple):
     error: str | None = None
 
 
-def http_client(address: Address) -> httpx.AsyncClient:
+def http_client(address: Address) -> "httpx.AsyncClient":
     """Straight to the address: no proxy of the environment, and no look at the certificate of our own server."""
+    import httpx  # slow to import, and a view waits for the keeper: not before there is a server
+
     transport = httpx.AsyncHTTPTransport(
         verify=False,
         trust_env=False,
@@ -34,7 +37,7 @@ def http_client(address: Address) -> httpx.AsyncClient:
 
 
 async def ask(
-    client: httpx.AsyncClient,
+    client: "httpx.AsyncClient",
     address: Address,
     path: str,
     *,
@@ -47,6 +50,7 @@ async def ask(
 
     Our ends of the connections are added to `clients` as uvicorn writes them (`127.0.0.1:53422`).
     """
+    import httpx
 
     async def trace(event: str, info: dict[str, Any]) -> None:
         if event == "connection.connect_tcp.complete":  # counts even if no answer comes

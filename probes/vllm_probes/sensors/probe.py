@@ -6,9 +6,8 @@ several data-parallel engines it reaches one of them.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import httpx
 import msgspec
 
 from vllm_probes.events import DAMAGED
@@ -16,6 +15,9 @@ from vllm_probes.judges.address import Address
 from vllm_probes.launch.redact import REMOVED, redact_text
 from vllm_probes.rows import Light
 from vllm_probes.sensors.answers import Answer, ask, http_client
+
+if TYPE_CHECKING:
+    import httpx
 
 DEADLINE_S = 10.0
 SAID_CHARACTERS = 200
@@ -58,7 +60,7 @@ async def send(
 
 class _Asking:
     def __init__(
-        self, client: httpx.AsyncClient, address: Address, api_key: str | None, clients: set[str], deadline_s: float
+        self, client: "httpx.AsyncClient", address: Address, api_key: str | None, clients: set[str], deadline_s: float
     ) -> None:
         self._client, self._address, self._api_key, self._clients = client, address, api_key, clients
         self._deadline_s = deadline_s

@@ -1,6 +1,7 @@
 """The log: rows of an index, rendered one by one as they come into view, with a cursor, or following the end."""
 
 from textual.binding import Binding
+from textual.cache import FIFOCache
 from textual.content import Content
 from textual.events import Click, MouseScrollDown, MouseScrollUp
 from textual.geometry import Region
@@ -15,6 +16,8 @@ from vllm_tui.widgets.log_style import gutter, left_out, styled_line
 
 SIDE_STEP = 20
 WHEEL_STEP = 3
+DRAWN_ROWS = 500
+"""Rows that are kept as they were drawn: a window that moves on by a few draws only those."""
 COMPACT_BELOW_CELLS = 100
 
 
@@ -57,6 +60,8 @@ class LogView(Widget, can_focus=True):
         self._seen_line = 0
         """Lines before this one have been in the window."""
         self._generation = 0
+        self._drawn: FIFOCache[tuple[LogLine, str, int, int], Strip] = FIFOCache(DRAWN_ROWS)
+        """By line, needle, step to the side, and width."""
         self.cursor = 0
         self.following = True
 
@@ -245,24 +250,30 @@ class LogView(Widget, can_focus=True):
         lines = self._rows.read(row, 1) if self._rows and row < self._count else []
         if not lines:
             return Strip.blank(width, self.rich_style)
-        selected = row == self.cursor and not self.following
-        content = self._row_content(lines[0], selected, width)
-        style = (
-            self.visual_style + self.get_visual_style("log--cursor", partial=True) if selected else self.visual_style
-        )
-        return self._row(content, style)
+        if row == self.cursor and not self.following:
+            style = self.visual_style + self.get_visual_style("log--cursor", partial=True)
+            return self._row(self._row_content(lines[0], "▌", width), style)
+        key = lines[0], self._needle, self._left, width
+        if (drawn := self._drawn.get(key)) is None:
+            content = self._row_content(lines[0], gutter(lines[0].level), width)
+            self._drawn[key] = drawn = self._row(content, self.visual_style)
+        return drawn
+
+    def notify_style_update(self) -> None:
+        self._drawn.clear()
+        super().notify_style_update()
 
     def _row(self, content: Content, style: Style) -> Strip:
         strips = Visual.to_strips(self, content, self.size.width, 1, style, pad=True)
         return strips[0] if strips else Strip.blank(self.size.width, self.rich_style)
 
-    def _row_content(self, line: LogLine, selected: bool, width: int) -> Content:
+    def _row_content(self, line: LogLine, edge: tuple[str, str] | str, width: int) -> Content:
         text = styled_line(line, self._needle, compact=width < COMPACT_BELOW_CELLS)
         note = left_out(line)
         room = width - 1 - len(note)
         shown = text[self._left : self._left + room + 1]
         if note:
             shown = shown.truncate(room, ellipsis=True, pad=True)
-        return Content.assemble("▌" if selected else gutter(line.level), shown, (note, "bold $text-accent"))
+        return Content.assemble(edge, shown, (note, "bold $text-accent"))
 
     COMPONENT_CLASSES = {"log--cursor"}

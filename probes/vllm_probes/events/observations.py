@@ -60,6 +60,8 @@ class AttemptStarted(Observation, frozen=True, kw_only=True):
     """Whose it is; None: one's own."""
     attached_serving: bool = False
     """Its server listened already."""
+    addresses: dict[str, list[str]] = {}
+    """Of each network interface of this host, by its name."""
 
 
 class LogSampled(Observation, frozen=True, kw_only=True):

@@ -63,9 +63,11 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """What the phase is called on a screen."""
     why: str = ""
     fix: str = ""
-    advice: str | list[str] = []
+    advice: list[str] = []
     """Sentences with `{field}`s, of this match or of earlier ones, each told before `fix` where all of its are known. A
-    rule of severity `info` with advice is told only then. `gpu_holders`: other processes with memory of the GPUs."""
+    rule of severity `info` with advice is told only then. What a run at hand has besides:
+    `gpu_holders`, other processes with memory of the GPUs; `own_addresses` of this host; `meeting_place`, whose address
+    it is that the ranks were told."""
     lever: str | None = None
     """Id of the lever that applies the fix."""
     docs: str | None = None

@@ -30,6 +30,7 @@ from vllm_probes.events import (
     TreeEnded,
     stamp_of,
 )
+from vllm_probes.judges import rendezvous
 from vllm_probes.judges.aftermath import ALONE, Circumstances, facts, hang_finding, signal_finding
 from vllm_probes.judges.rules import Rule
 from vllm_probes.judges.titles import is_vllm_name
@@ -99,6 +100,7 @@ class Memory(msgspec.Struct, frozen=True):
     alarms: tuple[LogRecorded, ...] = ()
     facts: Mapping[str, str] = {}
     """What the run said of itself, by the names of the rules' fields."""
+    addresses: rendezvous.Addresses = {}
     oom_kills: tuple[int, int] | None = None
     """What the cgroup's counter of kills for memory said first, and last."""
     ended: CommandEnded | None = None
@@ -138,7 +140,12 @@ def _move(memory: Memory, event: Event, state: State, reason: str | None = None)
 
 
 def _attempt_started(event: AttemptStarted) -> Result:
-    memory = Memory(recognised=event.expects_vllm, log=event.log, is_attached=event.attached_pid is not None)
+    memory = Memory(
+        recognised=event.expects_vllm,
+        log=event.log,
+        is_attached=event.attached_pid is not None,
+        addresses=event.addresses,
+    )
     first: State = "starting" if event.expects_vllm else "running"
     return _move(memory, event, "idle" if event.expects_vllm and event.attached_serving else first)
 
@@ -300,7 +307,8 @@ def _conclude(rules: Mapping[str, Rule], memory: Memory, event: Event, circumsta
     clues = [clue_of(rules, alarm) for alarm in memory.alarms] if state == "crashed" else []
     first, last = memory.oom_kills or (0, 0)
     findings = [hang_finding(circumstances.hang, memory.log)] if circumstances.hang else []
-    known = {**memory.facts, **facts(circumstances)}
+    met = rendezvous.facts(memory.addresses, memory.facts.get("init_method"))
+    known = {**memory.facts, **met, **facts(circumstances)}
     findings += find_causes(clues, known, memory.log, oom_kill_count=last - first)
     if state == "crashed" and ended.signal and (not findings or findings[0].role != "cause"):
         findings = [signal_finding(ended.signal, memory.log, last - first), *findings][:MAX_FINDINGS]

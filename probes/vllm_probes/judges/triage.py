@@ -156,8 +156,7 @@ def _signals(fields: Mapping[str, str]) -> Iterable[str]:
 
 def advice(rule: Rule, fields: Mapping[str, str]) -> str | None:
     """The rule's advice with the numbers of this run; None where it has none or too little is known."""
-    sentences = [rule.advice] if isinstance(rule.advice, str) else rule.advice
-    known = [one for one in sentences if all(name in fields for name in _FIELD.findall(one))]
+    known = [one for one in rule.advice if all(name in fields for name in _FIELD.findall(one))]
     return " ".join(_FIELD.sub(lambda found: fields[found[1]], one) for one in known) or None
 
 

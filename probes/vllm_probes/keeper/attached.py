@@ -53,7 +53,7 @@ def watch_run(run: Run, log: Path | None) -> SessionFolder:
     return folder
 
 
-def started(attached: Attached, launch: Launch, stamp: Stamp) -> AttemptStarted:
+def started(attached: Attached, launch: Launch, stamp: Stamp, addresses: dict[str, list[str]]) -> AttemptStarted:
     """The event that tells of it: what it is, as it was found."""
     settings = plan(launch.spec, [], bare=True, clean=False, coredumps="").debug_settings
     return AttemptStarted(
@@ -67,6 +67,7 @@ def started(attached: Attached, launch: Launch, stamp: Stamp) -> AttemptStarted:
         attached_pid=attached.pid,
         attached_user=attached.user,
         attached_serving=attached.listens,
+        addresses=addresses,
     )
 
 

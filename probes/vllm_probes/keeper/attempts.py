@@ -43,7 +43,7 @@ class Attempt(msgspec.Struct, frozen=True):
         with as_the_user():
             return start_attempt(self.plan.spec, self.folder.attempt(self.number))
 
-    def started(self, shim_pid: int | None, stamp: Stamp) -> AttemptStarted:
+    def started(self, shim_pid: int | None, stamp: Stamp, addresses: dict[str, list[str]]) -> AttemptStarted:
         """The event that tells of it."""
         argv = self.plan.spec.argv
         return AttemptStarted(
@@ -56,6 +56,7 @@ class Attempt(msgspec.Struct, frozen=True):
             debug_settings=self.plan.debug_settings,
             expects_vllm=expects_vllm(argv),
             not_descendants=outsider(argv),
+            addresses=addresses,
         )
 
 

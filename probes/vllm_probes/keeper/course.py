@@ -20,7 +20,7 @@ from vllm_probes.launch.attempt import Ending, read_exit
 from vllm_probes.launch.levers import LeverError
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import ProcessRef
-from vllm_probes.sensors import files
+from vllm_probes.sensors import files, interfaces
 from vllm_probes.sensors.shims import KnownShim, find_shim
 
 Asked = Literal["key", "signal", "leftovers", "relaunch", "stall"]
@@ -89,7 +89,7 @@ class Course:
 
     def _begin_to_watch(self, attached: Attached) -> None:
         self._stream.begin_attempt()
-        self._stream.publish(started(attached, self._launch, self._stream.stamp()))
+        self._stream.publish(started(attached, self._launch, self._stream.stamp(), interfaces.addresses()))
         if attached.log_reason:
             hint = "Phases, errors and exceptions are not seen; state and verdict come from the server and from stacks."
             self._stream.trouble(attached.log_reason, hint)
@@ -97,7 +97,7 @@ class Course:
         self._is_untried = True
 
     def _follow(self, attempt: Attempt, shim_pid: int | None) -> None:
-        self._stream.publish(attempt.started(shim_pid, self._stream.stamp()))
+        self._stream.publish(attempt.started(shim_pid, self._stream.stamp(), interfaces.addresses()))
         self._kill.clear()
         self._hurry.clear()
         self._watch_attempt()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vllm_probes.log.heads import PLAIN_LINES
 from vllm_probes.log.index import LINE_LIMIT_BYTES, LogIndex
 from vllm_probes.log.line import clean
-from vllm_probes.log.rows import FilteredRows, LogRows
+from vllm_probes.log.rows import LEFT_OUT_LINES, FilteredRows, LogRows
 from vllm_probes.log.writers import Writers
 
 INFO = "(APIServer pid=10) INFO 11-21 08:52:59 [model.py:733] Resolved architecture: LlamaForCausalLM"
@@ -249,7 +249,32 @@ def test_the_alarm_of_a_bare_traceback_is_the_exception(index: LogIndex, log: Pa
     write(log, INFO, *(prefix + line for line in TRACEBACK), INFO)
     refresh(index)
     assert (index.next_alarm(-1), index.next_alarm(5), index.error_count) == (5, None, 1)
-    assert index.read(5, 1)[0].level == "error"
+    assert [line.level for line in index.read(0, 7)] == ["info", *["error"] * 5, "info"]
+
+
+def test_indented_lines_outside_of_tracebacks_are_none(index: LogIndex, log: Path) -> None:
+    write(log, INFO, "  goes on", *TRACEBACK, "  goes on", INFO, "", *TRACEBACK[:2], INFO, *TRACEBACK[:3], end=b"")
+    refresh(index)
+    levels = [line.level for line in index.read(0, 14)]
+    assert levels == ["info", None, *["error"] * 5, None, "info", None, None, None, "info", None]
+
+
+def test_a_folded_record_can_be_had_whole(index: LogIndex, log: Path) -> None:
+    inside = [[f'  File "/{rank}.py", line {number}, in f' for number in range(1200)] for rank in range(2)]
+    ranks = [
+        [f"(Worker_TP{rank} pid=2{rank}) {text}" for text in [TRACEBACK[0], *inside[rank][:60], f"OSError: {rank}"]]
+        for rank in range(2)
+    ]
+    write(log, INFO, *(line for pair in zip(*ranks, strict=True) for line in pair), TRACEBACK[0], *inside[0], "Error")
+    refresh(index)
+    rows = index.rows(is_folded=True)
+    follow(rows)
+    shown = [line for line in rows.read(0, rows.line_count) if line.hidden_count]
+    assert [line.hidden_count for line in shown] == [58, 57, 1198]
+    for line, rank in zip(shown, ranks, strict=False):
+        assert [line.text, *(one.text for one in rows.left_out(line))] == rank[rank.index(line.text) :]
+    assert len(rows.left_out(shown[-1])) == LEFT_OUT_LINES
+    assert rows.left_out(rows.read(0, 1)[0]) == []
 
 
 def test_a_traceback_may_be_interrupted_and_arrive_in_pieces(index: LogIndex, log: Path) -> None:

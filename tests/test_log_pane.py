@@ -248,6 +248,20 @@ async def test_repeated_lines_are_folded_and_shown_again(source: ScriptedSource,
         await titled(app, pilot, "5 lines · 1 error")
 
 
+async def test_a_folded_record_is_read_and_copied_whole(source: ScriptedSource, tmp_path: Path) -> None:
+    frames = [f'  File "/a.py", line {number}, in f' for number in range(1, 9)]
+    write(tmp_path, [f"({CORE}) {text}" for text in ["Traceback (most recent call last):", *frames, "OSError: no"]])
+    async with running(source, tmp_path) as (app, pilot):
+        await shows(app, pilot, "OSError: no")
+        await pilot.press("z", "g", "down", "down")
+        await shows(app, pilot, "line 2, in f", "+6 lines")
+        await pilot.press("enter")
+        await shows(app, pilot, "Line 3 +7", "line 5, in f")
+        await pilot.press("y")
+        await shows(app, pilot, "Line 3 and 7 lines behind it are copied.")
+        assert app.clipboard.splitlines() == [f"({CORE}) {text}" for text in [*frames[1:], "OSError: no"]]
+
+
 async def test_grave_lines_have_a_mark_at_their_edge(source: ScriptedSource, tmp_path: Path) -> None:
     write(tmp_path, [line(1), line(2, "WARNING"), line(3, "ERROR")])
     async with running(source, tmp_path) as (app, pilot):

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_probes.log.index import LogIndex
-from vllm_probes.log.rows import FilteredRows, LogRows
+from vllm_probes.log.rows import FilteredRows, LogLine, LogRows
 from vllm_probes.log.writers import Writers
 from vllm_probes.model import AttemptModel, SessionModel
 from vllm_probes.rows import Level
@@ -108,12 +108,15 @@ class LogFeed:
         self._writers = self._writers or Writers(self._index)
         return self._writers.refresh(WRITERS_BYTES)
 
-    def whole(self, number: int) -> str:
-        """Line `number` (from 1) with all of its text; empty when the log has become shorter."""
+    def whole(self, line: LogLine) -> str:
+        """A line with all of its text, and the lines that folding leaves out behind it; empty when the log has become
+        shorter."""
+        left_out = self._filtered.left_out(line) if self._filtered else []
         try:
-            return self._index.read_whole(number).text if self._index else ""
+            first = self._index.read_whole(line.number).text if self._index else ""
         except IndexError:
             return ""
+        return "\n".join([first, *(one.text for one in left_out)])
 
     def close(self) -> None:
         if self._index:

@@ -5,6 +5,7 @@ own process, or with the latest one where it has no prefix at all, as long as it
 """
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vllm_probes.log.line import TRACEBACK, clean, parse_line
@@ -118,3 +119,21 @@ class Records:
         before = self._by_origin.get(origin, self._latest) if origin else self._latest
         number = before.number if before.header == header.group() else 0
         return _Record(head, origin, number=number, header=header.group() if raw.endswith(b"\r") else b"")
+
+
+def end_of_traceback(raws: Sequence[bytes], at: int) -> int:
+    """Where the exception of a bare traceback stands that line `at` belongs to; `at` for any other line.
+
+    One that began before these lines is known by its indented ones; of one that goes on beyond them nothing is told.
+    """
+    if at >= len(raws) or next((one for _, one in _unindented(raws, range(at, -1, -1))), TRACEBACK) != TRACEBACK:
+        return at
+    return next((line for line, one in _unindented(raws, range(at, len(raws))) if one != TRACEBACK), at)
+
+
+def _unindented(raws: Sequence[bytes], lines: Iterable[int]) -> Iterator[tuple[int, str]]:
+    """Those of the lines that begin something, and what they say."""
+    for line in lines:
+        raw = raws[line]
+        if not raw[:1].isspace() and (message := parse_line(clean(raw[:LOOK_AT_BYTES])).message)[:1].strip():
+            yield line, message

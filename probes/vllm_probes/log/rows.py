@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -10,11 +11,15 @@ from msgspec.structs import replace
 
 from vllm_probes.log.folds import Folds
 from vllm_probes.log.heads import Head, Records
-from vllm_probes.log.line import LEVEL_RANKS
+from vllm_probes.log.line import LEVEL_RANKS, parse_line
 from vllm_probes.rows import Level
 
 if TYPE_CHECKING:
     from vllm_probes.log.index import LogIndex
+
+
+LEFT_OUT_LINES = 1000
+"""A record that is longer is no text to be read at once."""
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,6 +143,12 @@ class LogRows(ABC):
         return row if 0 <= row < self.line_count else None
 
 
+def _writer(line: LogLine) -> tuple[object, ...]:
+    """Lines of one record have the same."""
+    parsed = parse_line(line.text)
+    return parsed.process, parsed.pid, parsed.rank
+
+
 def _may_hold(data: bytes, needle: str) -> bool:
     """False only when no line of the block can hold the needle: escape codes and tabs may stand within the text."""
     return not needle.isascii() or b"\x1b" in data or b"\t" in data or needle.encode() in data.lower()
@@ -200,6 +211,31 @@ class FilteredRows(LogRows):
         times, hidden = self._folds.times.get(line.number - 1, 1), self._folds.hidden.get(line.number - 1, 0)
         return replace(line, times=times, hidden_count=hidden) if times > 1 or hidden else line
 
+    def left_out(self, line: LogLine) -> list[LogLine]:
+        """What a folded view leaves out behind a line, and the end of the record; at most LEFT_OUT_LINES."""
+        if not line.hidden_count:
+            return []
+        found: list[LogLine] = []
+        writer = _writer(line)
+        for one in self._lines_from(line.number):
+            if _writer(one) == writer:
+                found.append(one)
+                if self._is_shown(one.number - 1) or len(found) == LEFT_OUT_LINES:
+                    break
+        return found
+
+    def _lines_from(self, line: int) -> Iterator[LogLine]:
+        """Every judged line from `line` (from 0) on, shown or not."""
+        while line < self._next_line:
+            block = self.index.block(self.index.block_of(line))
+            end = min(self._next_line, block.first_line + len(block.raws))
+            yield from (self.index.log_line(block, one) for one in range(line, end))
+            line = max(block.next_line, line + 1)
+
+    def _is_shown(self, line: int) -> bool:
+        row = bisect_left(self._lines, line)
+        return row < len(self._lines) and self._lines[row] == line
+
     @property
     def pending_lines(self) -> int:
         """Lines that are indexed and not judged yet."""
@@ -243,6 +279,5 @@ class FilteredRows(LogRows):
             self._next_line = last + 1 if first < self._next_line <= last else self._next_line
 
     def _remove(self, line: int) -> None:
-        row = bisect_left(self._lines, line)
-        if row < len(self._lines) and self._lines[row] == line:
-            self._lines.pop(row)
+        if self._is_shown(line):
+            self._lines.pop(bisect_left(self._lines, line))

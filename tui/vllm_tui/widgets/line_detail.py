@@ -28,12 +28,13 @@ class LineDetail(VerticalScroll):
         self.add_class("-closed")
 
     def show(self, number: int, text: str) -> None:
-        """Show line `number` (from 1)."""
-        parsed = parse_line(text)
+        """Show line `number` (from 1), and those of its record that stand behind it in the text."""
+        first, *more = text.split("\n")
+        parsed = parse_line(first)
         place = f"{parsed.file}:{parsed.line}" if parsed.file and parsed.line else parsed.file or ""
         title = joined(
             [
-                Content.styled(f"Line {number:,}", "bold"),
+                Content.styled(f"Line {number:,}{f' +{len(more)}' if more else ''}", "bold"),
                 Content.styled(parsed.process or "", process_style(parsed.process or "", parsed.rank)),
                 f"pid {parsed.pid}" if parsed.pid else "",
                 (parsed.level or "").upper(),
@@ -43,4 +44,5 @@ class LineDetail(VerticalScroll):
             ]
         )
         self.query_one("#line-detail-title", Title).show(title)
-        self.query_one("#line-detail-text", Static).update(Content(parsed.message or text))
+        messages = [parsed.message or first, *(parse_line(line).message for line in more)]
+        self.query_one("#line-detail-text", Static).update(Content("\n".join(messages)))

@@ -164,12 +164,15 @@ class LogPane(Vertical):
     def _fill_detail(self) -> None:
         detail = self.query_one(LineDetail)
         if detail.is_open and (line := self.view.current()):
-            detail.show(line.number, self._feed.whole(line.number))
+            detail.show(line.number, self._feed.whole(line))
 
     def copy_line(self) -> None:
         if line := self.view.current():
-            self.app.copy_to_clipboard(self._feed.whole(line.number))
-            self.app.notify(f"Line {line.number:,} is copied.", markup=False)
+            text = self._feed.whole(line)
+            self.app.copy_to_clipboard(text)
+            more = text.count("\n")
+            behind = f" and {plural(more, 'line')} behind it are" if more else " is"
+            self.app.notify(f"Line {line.number:,}{behind} copied.", markup=False)
 
     # --- filters --------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ picture, and its own export writes the SVG.
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -102,7 +103,7 @@ async def real_hang_pictures() -> None:
         port = real.free_port()
         folder, run = session(["--headless", "--", *real.serve_argv(port)], {**real.env, **environment, **own})
         await picture(folder, "vllm", (120, 36), [], in_state("idle"))
-        strike(order)
+        strike(order, "collective 1 lock")
         body = {"model": str(real.model), "prompt": "hello", "max_tokens": 20}
         asking = asyncio.ensure_future(ask(f"http://127.0.0.1:{port}/v1/completions", body))
         for size in ((80, 24), (120, 36)):
@@ -113,8 +114,35 @@ async def real_hang_pictures() -> None:
         run.wait()
 
 
-def strike(order: Path) -> None:
-    order.write_text("collective 1 lock")
+async def crash_pictures() -> None:
+    """The weights of a model were cut off, as by a download that broke."""
+    real = provision()
+    with own_state() as environment, tempfile.TemporaryDirectory() as models:
+        model = shutil.copytree(real.model, Path(models, real.model.name))
+        weights = model / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:300_000])
+        argv = ["--headless", "--", *real.serve_argv(real.free_port(), model=str(model))]
+        folder, run = session(argv, {**real.env, **environment})
+        run.wait()
+        await until(lambda: not folder.socket.exists())
+        tell_no_paths(folder, {str(real.python.parents[1]): "/opt/venv", sys.base_prefix: "/usr", models: "/models"})
+        for size in ((80, 24), (120, 36)):
+            await picture(folder, "crash", size, [], in_state("crashed"))
+        await picture(folder, "findings", (120, 36), ["W"], in_state("crashed"))
+        await picture(folder, "folded", (120, 36), ["z"], in_state("crashed"))
+
+
+def tell_no_paths(folder: SessionFolder, places: dict[str, str]) -> None:
+    """Where the run's files lay is nobody's business: a session that has ended is told as if they lay elsewhere."""
+    for file in (folder.events, *folder.path.glob("attempt-*.log")):
+        text = file.read_bytes()
+        for place, instead in places.items():
+            text = text.replace(place.encode(), instead.encode())
+        file.write_bytes(text)
+
+
+def strike(order: Path, what: str) -> None:
+    order.write_text(what)
 
 
 async def ask(url: str, body: dict[str, object]) -> None:
@@ -129,6 +157,7 @@ def main() -> None:
     asyncio.run(demo_pictures())
     asyncio.run(vllm_pictures())
     asyncio.run(real_hang_pictures())
+    asyncio.run(crash_pictures())
 
 
 if __name__ == "__main__":

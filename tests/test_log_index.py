@@ -259,6 +259,17 @@ def test_indented_lines_outside_of_tracebacks_are_none(index: LogIndex, log: Pat
     assert levels == ["info", None, *["error"] * 5, None, "info", None, None, None, "info", None]
 
 
+def test_the_last_line_of_a_folded_record_is_its_own(index: LogIndex, log: Path) -> None:
+    headed = [f"{ERROR} {text}" for text in ("Traceback (most recent call last):", *"abcd", "OSError: no")]
+    bare = [*TRACEBACK[:3], *TRACEBACK[2:3] * 9, TRACEBACK[-1], "  and more of it", "and more"]
+    talk = ["Process EngineCore:", "/usr/lib/a.py:254: UserWarning: leaked", "  warnings.warn("]
+    write(log, *(f"{text}\r" for text in headed[:-1]), headed[-1], talk[0], *bare, *talk[1:])
+    refresh(index)
+    shown = follow(index.rows(is_folded=True))
+    assert shown == [*headed[:3], headed[-1], talk[0], *bare[:3], bare[-1], *talk[1:]]
+    assert follow(index.rows(level="error")) == [*headed, *bare]
+
+
 def test_a_folded_record_can_be_had_whole(index: LogIndex, log: Path) -> None:
     inside = [[f'  File "/{rank}.py", line {number}, in f' for number in range(1200)] for rank in range(2)]
     ranks = [
@@ -278,10 +289,12 @@ def test_a_folded_record_can_be_had_whole(index: LogIndex, log: Path) -> None:
 
 
 def test_a_traceback_may_be_interrupted_and_arrive_in_pieces(index: LogIndex, log: Path) -> None:
-    for line in [*TRACEBACK[:2], ERROR, *TRACEBACK[2:]]:
+    for line in [INFO, *TRACEBACK[:2], INFO, ERROR, *TRACEBACK[2:3] * 500, *TRACEBACK[3:], "  goes on"]:
         write(log, line)
         refresh(index)
-    assert (index.next_alarm(-1), index.next_alarm(2), index.error_count) == (2, 5, 2)
+    assert (index.next_alarm(-1), index.next_alarm(4), index.error_count) == (4, 506, 2)
+    levels = [line.level for line in index.read(0, 508)]
+    assert levels == ["info", "error", "error", "info", *["error"] * 503, None]
 
 
 def test_one_record_over_many_lines_is_one_alarm(index: LogIndex, log: Path) -> None:

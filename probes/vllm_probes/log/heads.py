@@ -5,7 +5,6 @@ own process, or with the latest one where it has no prefix at all, as long as it
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from vllm_probes.log.line import TRACEBACK, clean, parse_line
@@ -29,6 +28,7 @@ HEADER_LEVELS: dict[bytes, Level] = {
     b"ERROR": "error",
     b"CRITICAL": "critical",
 }
+_WARNING = re.compile(r"\S+\.py:\d+: \w*Warning: ")  # warnings.formatwarning of Python
 _C_FRAME = re.compile(r"frame #\d+: ")  # c10/util/Backtrace.cpp
 
 _Origin = tuple[str | None, int | None, int | None]
@@ -104,6 +104,8 @@ class Records:
         head = Head(line.level, line.process, line.pid)
         if line.level or line.shape == "tqdm":
             return _Record(head, origin if line.process and line.level else None)
+        if _WARNING.match(line.message):
+            return _Record(head, origin)
         if line.message == TRACEBACK:
             return _Record(head._replace(level="error"), origin, in_traceback=True)
         before = self._by_origin.get(origin)
@@ -118,22 +120,6 @@ class Records:
         origin: _Origin | None = (head.process, head.pid, None) if name else None
         before = self._by_origin.get(origin, self._latest) if origin else self._latest
         number = before.number if before.header == header.group() else 0
-        return _Record(head, origin, number=number, header=header.group() if raw.endswith(b"\r") else b"")
-
-
-def end_of_traceback(raws: Sequence[bytes], at: int) -> int:
-    """Where the exception of a bare traceback stands that line `at` belongs to; `at` for any other line.
-
-    One that began before these lines is known by its indented ones; of one that goes on beyond them nothing is told.
-    """
-    if at >= len(raws) or next((one for _, one in _unindented(raws, range(at, -1, -1))), TRACEBACK) != TRACEBACK:
-        return at
-    return next((line for line, one in _unindented(raws, range(at, len(raws))) if one != TRACEBACK), at)
-
-
-def _unindented(raws: Sequence[bytes], lines: Iterable[int]) -> Iterator[tuple[int, str]]:
-    """Those of the lines that begin something, and what they say."""
-    for line in lines:
-        raw = raws[line]
-        if not raw[:1].isspace() and (message := parse_line(clean(raw[:LOOK_AT_BYTES])).message)[:1].strip():
-            yield line, message
+        if raw.endswith(b"\r"):
+            return _Record(head, origin, number=number, header=header.group())
+        return _Record(head, origin, number=number, lines_left=0 if number else LONGEST_RECORD_LINES)

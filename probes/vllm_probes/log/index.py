@@ -11,7 +11,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from pathlib import Path
 
-from vllm_probes.log.heads import end_of_traceback
 from vllm_probes.log.line import clean, parse_line
 from vllm_probes.log.marks import LogMarks, OwnAccess
 from vllm_probes.log.rows import Block, FilteredRows, Found, LogLine, LogRows
@@ -302,8 +301,7 @@ class LogIndex(LogRows):
             return LogLine(number=line + 1, text=self._hole_text())
         at = line - block.first_line
         text = clean(block.raws[at]) if at < len(block.raws) else ""
-        end = end_of_traceback(block.raws, at) - at
-        level = parse_line(text).level or ("error" if self._marks.is_alarm(line + end) else None)
+        level = parse_line(text).level or ("error" if self._marks.is_grave(line) else None)
         return LogLine(number=line + 1, text=text, level=level, cut=block.cut and at == len(block.raws) - 1)
 
     def read_whole(self, number: int) -> LogLine:

@@ -29,6 +29,7 @@ class LogMarks:
         self.error_count = 0
         self.warning_count = 0
         self._open_traceback = 0  # lines seen since a bare "Traceback", 0 when none is open
+        self._traceback_begins, self._traceback_ends = array("Q"), array("Q")
         self._record: tuple[int, bytes] | None = None
 
     def scan(self, data: bytes, first_line: int) -> Iterator[tuple[int, bytes]]:
@@ -59,8 +60,10 @@ class LogMarks:
         """The lines were cut out of the file."""
         del self.alarms[bisect_left(self.alarms, first_line) : bisect_left(self.alarms, last_line + 1)]
 
-    def is_alarm(self, line: int) -> bool:
-        return self.alarm_number(line) is not None
+    def is_grave(self, line: int) -> bool:
+        """It is an alarm, or within a bare traceback."""
+        at = bisect_right(self._traceback_begins, line) - 1
+        return self.alarm_number(line) is not None or (at >= 0 and line <= self._traceback_ends[at])
 
     def alarm_number(self, line: int) -> int | None:
         """Which of the alarms, from 1, the line is."""
@@ -95,6 +98,8 @@ class LogMarks:
             parsed = parse_line(clean(data[position : min(end, position + LOOK_AT_BYTES)]))
             if parsed.shape in ("plain", "prefixed") and parsed.message[:1].strip() and parsed.message != TRACEBACK:
                 self._count(line, "error")
+                self._traceback_begins.append(line - self._open_traceback)
+                self._traceback_ends.append(line)
                 break
             self._open_traceback += 1
             position, line = end + 1, line + 1

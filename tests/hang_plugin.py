@@ -10,7 +10,6 @@ import importlib.util
 import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -144,14 +143,30 @@ FAULTS: dict[str, Callable[[], object]] = {
 """`slow_read` is none; `once_more`: the wrapped call is made twice, once."""
 
 
-def install(folder: Path) -> None:
-    """Make an importable folder of it, for PYTHONPATH: this module and what tells vLLM of it."""
-    facts = folder / "hang_plugin-1.dist-info"
-    facts.mkdir(parents=True)
-    (folder / "hang_plugin.py").write_text(Path(__file__).read_text())
-    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: hang-plugin\nVersion: 1\n")
-    (facts / "entry_points.txt").write_text("[vllm.general_plugins]\nhang = hang_plugin:register\n")
+class Order:
+    """The plugin in a folder of its own, and the file that tells it what to do."""
 
+    def __init__(self, folder: Path) -> None:
+        self._plugin, self._file = folder / "plugin", folder / "order"
+        facts = self._plugin / "hang_plugin-1.dist-info"
+        facts.mkdir(parents=True)
+        (self._plugin / "hang_plugin.py").write_text(Path(__file__).read_text())
+        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: hang-plugin\nVersion: 1\n")
+        (facts / "entry_points.txt").write_text("[vllm.general_plugins]\nhang = hang_plugin:register\n")
 
-if __name__ == "__main__":
-    install(Path(sys.argv[1]))
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the run needs to find both."""
+        return {"PYTHONPATH": str(self._plugin), "HANG_FILE": str(self._file)}
+
+    def give(self, what: str) -> None:
+        """From now on, at once and whole: `PLACE RANK FAULT`."""
+        draft = self._file.with_suffix(".draft")
+        draft.write_text(what)
+        draft.rename(self._file)
+
+    @property
+    def struck_at(self) -> float | None:
+        """Unix seconds of the moment at which a process met it."""
+        mark = Path(f"{self._file}.struck")
+        return mark.stat().st_mtime if mark.exists() else None

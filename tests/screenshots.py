@@ -17,8 +17,8 @@ from pathlib import Path
 
 import httpx
 
-from tests import hang_plugin
 from tests.benchmarks.measure import PROGRAM, own_state, sessions, stop_run
+from tests.hang_plugin import Order
 from tests.real_vllm import provision
 from vllm_probes.keeper.folder import SessionFolder
 from vllm_tui.app import VllmTui
@@ -97,13 +97,13 @@ async def real_hang_pictures() -> None:
     """A rank of real vLLM takes a lock twice, as a plugin makes it do, when the first request comes."""
     real = provision()
     with own_state() as environment, tempfile.TemporaryDirectory() as plugin:
-        hang_plugin.install(Path(plugin, "plugin"))
-        order = Path(plugin, "order")
-        own = {"PYTHONPATH": f"{plugin}/plugin", "HANG_FILE": str(order)}
+        order = Order(Path(plugin))
         port = real.free_port()
-        folder, run = session(["--headless", "--", *real.serve_argv(port)], {**real.env, **environment, **own})
+        folder, run = session(
+            ["--headless", "--", *real.serve_argv(port)], {**real.env, **environment, **order.environment}
+        )
         await picture(folder, "vllm", (120, 36), [], in_state("idle"))
-        strike(order, "collective 1 lock")
+        order.give("collective 1 lock")
         body = {"model": str(real.model), "prompt": "hello", "max_tokens": 20}
         asking = asyncio.ensure_future(ask(f"http://127.0.0.1:{port}/v1/completions", body))
         for size in ((80, 24), (120, 36)):
@@ -139,10 +139,6 @@ def tell_no_paths(folder: SessionFolder, places: dict[str, str]) -> None:
         for place, instead in places.items():
             text = text.replace(place.encode(), instead.encode())
         file.write_bytes(text)
-
-
-def strike(order: Path, what: str) -> None:
-    order.write_text(what)
 
 
 async def ask(url: str, body: dict[str, object]) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests import hang_plugin
-from tests.benchmarks.server import Server
+from tests.hang_plugin import Order
+from tests.real_server import Server
 from tests.real_vllm import RealVllm
 
 pytestmark = pytest.mark.vllm
@@ -169,31 +169,24 @@ def test_a_worker_that_dies(fail: Fail, number: signal.Signals, word: str) -> No
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Path:
-    """The file that tells the plugin of the tests what to do."""
-    hang_plugin.install(tmp_path / "plugin")
-    return tmp_path / "order"
+def order(tmp_path: Path) -> Order:
+    return Order(tmp_path)
 
 
-def with_plugin(order: Path) -> dict[str, str]:
-    return {"PYTHONPATH": str(order.with_name("plugin")), "HANG_FILE": str(order)}
-
-
-def test_an_exception_in_one_rank(fail: Fail, order: Path) -> None:
-    order.write_text("load 1 raise")
-    found = fail(ranks=2, env=with_plugin(order))
+def test_an_exception_in_one_rank(fail: Fail, order: Order) -> None:
+    order.give("load 1 raise")
+    found = fail(ranks=2, env=order.environment)
     assert "RuntimeError: a rank that fails" in found[0]["line"]
     assert found[0]["role"] == "cause"
     assert "Worker_TP1" in found[0]["line"]
 
 
-def test_an_answer_that_comes_too_late(fail: Fail, order: Path) -> None:
+def test_an_answer_that_comes_too_late(fail: Fail, order: Order) -> None:
     def ask(server: Server) -> None:
-        order.with_suffix(".draft").write_text("step 1 sleep")
-        order.with_suffix(".draft").rename(order)
+        order.give("step 1 sleep")
         server.send()
 
-    environment = {**with_plugin(order), "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "25"}
+    environment = {**order.environment, "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "25"}
     found = fail(ranks=2, env=environment, when_idle=ask)
     assert found[0]["rule"] == "hang"
     assert "Worker_TP1 sleeps" in found[0]["line"]

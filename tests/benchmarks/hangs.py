@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests import hang_plugin
 from tests.benchmarks.measure import own_state
 from tests.benchmarks.obstacles import Obstacle, frozen, held_hub_lock, pipe_for_weights, silent_hub
-from tests.benchmarks.server import Server
+from tests.hang_plugin import Order
+from tests.real_server import Server
 from tests.real_vllm import RealVllm, provision
 
 WAITS = ("sleep", "lock", "python_loop", "native_loop", "read", "subprocess", "socket")
@@ -98,9 +98,8 @@ def judge(real: RealVllm, text: str) -> bool:
     with ExitStack() as stack:
         environment = {**real.env, **stack.enter_context(own_state())}
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        hang_plugin.install(folder / "plugin")
-        order = folder / "order"
-        environment |= {"PYTHONPATH": f"{folder}/plugin", "HANG_FILE": str(order)}
+        order = Order(folder)
+        environment |= order.environment
         if "disguise" in more:
             environment["HANG_DISGUISE"] = DISGUISES.get(case.partition(":")[0], "")
         if case in OBSTACLES:
@@ -108,7 +107,7 @@ def judge(real: RealVllm, text: str) -> bool:
             environment |= own
         elif case.partition(":")[0] in ("load", "device"):
             model = str(real.model)
-            order.write_text(case.replace(":", " "))
+            order.give(case.replace(":", " "))
         else:
             return _while_serving(_started(stack, real, environment, str(real.model)), case, order, text)
         return _at_start(_started(stack, real, environment, model), case, text)
@@ -121,7 +120,7 @@ def _started(stack: ExitStack, real: RealVllm, environment: dict[str, str], mode
     return server
 
 
-def _while_serving(server: Server, case: str, order: Path, text: str) -> bool:
+def _while_serving(server: Server, case: str, order: Order, text: str) -> bool:
     if not server.is_ready(READY_S):
         print(f"{text:<40} never ready", flush=True)
         return False
@@ -129,8 +128,7 @@ def _while_serving(server: Server, case: str, order: Path, text: str) -> bool:
     with _traffic(server, is_on="+flight" in text), _fault(server, case, order) as struck:
         server.send()
         stalled = server.until("verdict_changed", TOLD_S, lambda event: event["health"] == "stalled")
-    if (mark := Path(f"{order}.struck")).exists():
-        struck = mark.stat().st_mtime
+    struck = order.struck_at or struck
     took_s = stalled["time"] - struck if stalled else TOLD_S
     return _report(server, case, text, struck, is_in_time=took_s <= SERVING_STALLED_S and not early)
 
@@ -144,7 +142,7 @@ def _traffic(server: Server, *, is_on: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _fault(server: Server, case: str, order: Path) -> Iterator[float]:
+def _fault(server: Server, case: str, order: Order) -> Iterator[float]:
     """The fault takes effect; unix seconds of that moment."""
     place, _, process = case.partition(":")
     with ExitStack() as stack:
@@ -153,9 +151,7 @@ def _fault(server: Server, case: str, order: Path) -> Iterator[float]:
         elif place == "freeze":
             stack.enter_context(frozen(server.pid_of(process)))
         else:
-            draft = order.with_suffix(".draft")
-            draft.write_text(case.replace(":", " "))
-            draft.rename(order)
+            order.give(case.replace(":", " "))
         yield time.time()
 
 

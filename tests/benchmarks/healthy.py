@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from tests import hang_plugin
 from tests.benchmarks.measure import own_state
 from tests.benchmarks.obstacles import slow_hub
-from tests.benchmarks.server import Server
+from tests.hang_plugin import Order
+from tests.real_server import Server
 from tests.real_vllm import RealVllm, provision
 
 READY_S = 400.0
@@ -107,15 +107,15 @@ def watch(real: RealVllm, case: str, minutes: float) -> bool:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+        order = Order(folder)
         if case in ("slow_disk", "then_hangs"):
-            hang_plugin.install(folder / "plugin")
-            own |= {"PYTHONPATH": f"{folder}/plugin", "HANG_FILE": f"{folder}/order"}
+            own |= order.environment
         model = str(real.model)
         if case == "slow_download":
             model, more = slow_hub(real, folder).enter(stack)
             own |= more
         if case == "slow_disk":
-            (folder / "order").write_text("load 1 slow_read")
+            order.give("load 1 slow_read")
         if case == "busy_start":
             stack.enter_context(_busy_processes(4))
         environment = {**real.env, **stack.enter_context(own_state()), **own}
@@ -123,10 +123,10 @@ def watch(real: RealVllm, case: str, minutes: float) -> bool:
         argv = [*real.serve_argv(port, eager=case != "compile", model=model), *ARGUMENTS.get(case, [])]
         server = Server(argv, environment, port, model)
         stack.callback(server.end)
-        return _observe(server, case, minutes, folder / "order")
+        return _observe(server, case, minutes, order)
 
 
-def _observe(server: Server, case: str, minutes: float, order: Path) -> bool:
+def _observe(server: Server, case: str, minutes: float, order: Order) -> bool:
     is_ready = server.is_ready(READY_S)
     ready_s = time.time() - server.began
     healthy_s = HEALTHY_S if case == "then_hangs" else 60 * minutes
@@ -136,7 +136,7 @@ def _observe(server: Server, case: str, minutes: float, order: Path) -> bool:
     line = f"{case:<16} ready after {ready_s:4.0f} s, {suspect} suspect, {stalled} stalled"
     is_right = is_ready and not told
     if case == "then_hangs":
-        order.write_text("step 1 lock")
+        order.give("step 1 lock")
         server.send()
         found = server.until("verdict_changed", FOUND_S, lambda event: event["health"] == "stalled")
         line += f", then found: {[one['process'] for one in found['culprits']] if found else 'nothing'}"

@@ -256,7 +256,7 @@ async def test_a_folded_record_is_read_and_copied_whole(source: ScriptedSource, 
         await pilot.press("z", "g", "down", "down")
         await shows(app, pilot, "line 2, in f", "+6 lines")
         await pilot.press("enter")
-        await shows(app, pilot, "Line 3 +7", "line 5, in f")
+        await shows(app, pilot, "Line 3 +7", "Tab scrolls, y copies", "line 5, in f")
         await pilot.press("y")
         await shows(app, pilot, "Line 3 and 7 lines behind it are copied.")
         assert app.clipboard.splitlines() == [f"({CORE}) {text}" for text in [*frames[1:], "OSError: no"]]

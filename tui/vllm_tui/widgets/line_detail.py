@@ -40,7 +40,7 @@ class LineDetail(VerticalScroll):
                 (parsed.level or "").upper(),
                 parsed.stamp or "",
                 place,
-                Content.styled("y copies, Esc closes", "dim"),
+                Content.styled(f"{'Tab scrolls, ' if more else ''}y copies, Esc closes", "dim"),
             ]
         )
         self.query_one("#line-detail-title", Title).show(title)

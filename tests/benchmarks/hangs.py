@@ -11,6 +11,7 @@ the name of one of vLLM's in every stack.
 """
 
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -47,6 +48,7 @@ DISGUISES = {
 }
 READY_S, TOLD_S, START_TOLD_S = 300.0, 40.0, 90.0
 SERVING_STALLED_S, START_SUSPECT_S, START_STALLED_S = 15.0, 20.0, (60.0, 75.0)
+SOCKETS = shutil.ignore_patterns("*.sock")
 OBSTACLES: dict[str, Callable[[RealVllm, Path], Obstacle]] = {
     "weights": pipe_for_weights,
     "hub": silent_hub,
@@ -102,15 +104,21 @@ def judge(real: RealVllm, text: str) -> bool:
         environment |= order.environment
         if "disguise" in more:
             environment["HANG_DISGUISE"] = DISGUISES.get(case.partition(":")[0], "")
+        model = str(real.model)
         if case in OBSTACLES:
             model, own = OBSTACLES[case](real, folder).enter(stack)
             environment |= own
         elif case.partition(":")[0] in ("load", "device"):
-            model = str(real.model)
             order.give(case.replace(":", " "))
-        else:
-            return _while_serving(_started(stack, real, environment, str(real.model)), case, order, text)
-        return _at_start(_started(stack, real, environment, model), case, text)
+        is_at_start = case in OBSTACLES or case.partition(":")[0] in ("load", "device")
+        server = _started(stack, real, environment, model)
+        right = _at_start(server, case, text) if is_at_start else _while_serving(server, case, order, text)
+        if not right:
+            kept = shutil.copytree(
+                environment["XDG_STATE_HOME"], tempfile.mkdtemp(), dirs_exist_ok=True, ignore=SOCKETS
+            )
+            print(f"    its session: {kept}", flush=True)
+        return right
 
 
 def _started(stack: ExitStack, real: RealVllm, environment: dict[str, str], model: str) -> Server:

@@ -105,12 +105,12 @@ def judge(real: RealVllm, text: str) -> bool:
         if "disguise" in more:
             environment["HANG_DISGUISE"] = DISGUISES.get(case.partition(":")[0], "")
         model = str(real.model)
+        is_at_start = case in OBSTACLES or case.partition(":")[0] in ("load", "device")
         if case in OBSTACLES:
             model, own = OBSTACLES[case](real, folder).enter(stack)
             environment |= own
-        elif case.partition(":")[0] in ("load", "device"):
+        elif is_at_start:
             order.give(case.replace(":", " "))
-        is_at_start = case in OBSTACLES or case.partition(":")[0] in ("load", "device")
         server = _started(stack, real, environment, model)
         right = _at_start(server, case, text) if is_at_start else _while_serving(server, case, order, text)
         if not right:

@@ -108,15 +108,15 @@ class LogFeed:
         self._writers = self._writers or Writers(self._index)
         return self._writers.refresh(WRITERS_BYTES)
 
-    def whole(self, line: LogLine) -> str:
-        """A line with all of its text, and the lines that folding leaves out behind it; empty when the log has become
-        shorter."""
+    def whole(self, line: LogLine) -> list[str]:
+        """A line with all of its text, and the lines that folding leaves out behind it; one empty line when the log has
+        become shorter."""
         left_out = self._filtered.left_out(line) if self._filtered else []
         try:
             first = self._index.read_whole(line.number).text if self._index else ""
         except IndexError:
-            return ""
-        return "\n".join([first, *(one.text for one in left_out)])
+            return [""]
+        return [first, *(one.text for one in left_out)]
 
     def close(self) -> None:
         if self._index:

@@ -5,7 +5,6 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
 _NAMED_ADDRESSES = 6
-_LOOPBACK = ("127.", "::1")
 
 Addresses = Mapping[str, Sequence[str]]
 """Of each interface of a host, by its name."""
@@ -19,10 +18,14 @@ def facts(addresses: Addresses, init_method: str | None) -> dict[str, str]:
     """
     if not addresses:
         return {}
-    own = [f"{name} {one}" for name, ones in addresses.items() for one in ones if not one.startswith(_LOOPBACK)]
+    own = [f"{name} {one}" for name, ones in addresses.items() for one in ones if not _is_loopback(one)]
     told = ", ".join(own[:_NAMED_ADDRESSES]) + (" and more" if len(own) > _NAMED_ADDRESSES else "") or "loopback alone"
     place = _address(init_method or "")
     return {"own_addresses": told} | ({"meeting_place": _whose(place, addresses)} if place else {})
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "::1"
 
 
 def _whose(place: IPv4Address | IPv6Address, addresses: Addresses) -> str:

@@ -220,7 +220,7 @@ class FilteredRows(LogRows):
         for one in self._lines_from(line.number):
             if _writer(one) == writer:
                 found.append(one)
-                if self._is_shown(one.number - 1) or len(found) == LEFT_OUT_LINES:
+                if self._row_of(one.number - 1) is not None or len(found) == LEFT_OUT_LINES:
                     break
         return found
 
@@ -232,9 +232,10 @@ class FilteredRows(LogRows):
             yield from (self.index.log_line(block, one) for one in range(line, end))
             line = max(block.next_line, line + 1)
 
-    def _is_shown(self, line: int) -> bool:
+    def _row_of(self, line: int) -> int | None:
+        """None: the line is not shown."""
         row = bisect_left(self._lines, line)
-        return row < len(self._lines) and self._lines[row] == line
+        return row if row < len(self._lines) and self._lines[row] == line else None
 
     @property
     def pending_lines(self) -> int:
@@ -279,5 +280,5 @@ class FilteredRows(LogRows):
             self._next_line = last + 1 if first < self._next_line <= last else self._next_line
 
     def _remove(self, line: int) -> None:
-        if self._is_shown(line):
-            self._lines.pop(bisect_left(self._lines, line))
+        if (row := self._row_of(line)) is not None:
+            self._lines.pop(row)

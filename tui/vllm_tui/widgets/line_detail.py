@@ -27,9 +27,8 @@ class LineDetail(VerticalScroll):
     def close(self) -> None:
         self.add_class("-closed")
 
-    def show(self, number: int, text: str) -> None:
-        """Show line `number` (from 1), and those of its record that stand behind it in the text."""
-        first, *more = text.split("\n")
+    def show(self, number: int, first: str, *more: str) -> None:
+        """Show line `number` (from 1), and `more` of its record behind it."""
         parsed = parse_line(first)
         place = f"{parsed.file}:{parsed.line}" if parsed.file and parsed.line else parsed.file or ""
         title = joined(

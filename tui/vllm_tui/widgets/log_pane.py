@@ -164,14 +164,13 @@ class LogPane(Vertical):
     def _fill_detail(self) -> None:
         detail = self.query_one(LineDetail)
         if detail.is_open and (line := self.view.current()):
-            detail.show(line.number, self._feed.whole(line))
+            detail.show(line.number, *self._feed.whole(line))
 
     def copy_line(self) -> None:
         if line := self.view.current():
-            text = self._feed.whole(line)
-            self.app.copy_to_clipboard(text)
-            more = text.count("\n")
-            behind = f" and {plural(more, 'line')} behind it are" if more else " is"
+            texts = self._feed.whole(line)
+            self.app.copy_to_clipboard("\n".join(texts))
+            behind = f" and {plural(len(texts) - 1, 'line')} behind it are" if len(texts) > 1 else " is"
             self.app.notify(f"Line {line.number:,}{behind} copied.", markup=False)
 
     # --- filters --------------------------------------------------------------------------------------------------

@@ -39,6 +39,12 @@ def process(mono: float, read_bytes: int, pid: int = 7) -> ProcessesSampled:
     return ProcessesSampled(**stamp(mono), rows=[row])
 
 
+def mapped(mono: float, **counts: int) -> ProcessesSampled:
+    """A process that reads by page faults alone."""
+    row = ProcessRow(pid=7, parent_pid=1, started=0, process="p", state="D", **counts)
+    return ProcessesSampled(**stamp(mono), rows=[row])
+
+
 def log(mono: float, lines: int, heartbeats: int = 0) -> LogSampled:
     return LogSampled(**stamp(mono), size_bytes=lines, line_count=lines, heartbeat_count=heartbeats)
 
@@ -51,6 +57,8 @@ def log(mono: float, lines: int, heartbeats: int = 0) -> LogSampled:
         ([log(1, 4), log(2, 5, 1), log(3, 6, 2)], "log", 1),
         ([process(1, 0), process(2, 1 << 19), process(3, 1 << 20)], "bytes", 3),
         ([process(1, 0), process(2, 100), process(3, 200)], "bytes", None),
+        ([mapped(1), mapped(2, disk_read_bytes=1 << 19), mapped(3, disk_read_bytes=1 << 20)], "bytes", 3),
+        ([mapped(1), mapped(2, major_faults=7), mapped(3, major_faults=8)], "bytes", 3),
         ([process(1, 0), process(2, 0, pid=8)], "children", 2),
         ([HostSampled(**stamp(1)), HostSampled(**stamp(2), download_bytes=5)], "download", 2),
         ([GpusSampled(**stamp(1), rows=[GpuRow(index=0, used_bytes=1 << 30)])], "gpu_memory", 1),
@@ -68,6 +76,14 @@ def test_requests_are_those_of_the_gauges() -> None:
 def test_a_look_that_fails_says_nothing() -> None:
     failed: dict[str, Any] = {"url": "u", "health": "timeout"}
     assert after(server(1, 5), EndpointSampled(**stamp(2), **failed)).requests == 1.0
+
+
+def test_a_server_that_never_tells_its_gauges_and_does_not_answer() -> None:
+    silent = EndpointSampled(**stamp(1), url="u", health="timeout")
+    assert after(silent).is_counted
+    assert not after(silent, EndpointSampled(**stamp(2), url="u", health="ok")).is_counted
+    assert not after(EndpointSampled(**stamp(1), url="u", health="refused")).is_counted
+    assert not after(server(1, 5), silent).unanswered
 
 
 def test_a_new_attempt_begins_anew() -> None:

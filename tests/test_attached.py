@@ -21,6 +21,7 @@ from vllm_probes.demo import demo_command
 from vllm_probes.events import (
     AttemptStarted,
     CommandEnded,
+    KeeperStarted,
     ModelRestored,
     ProcessesSampled,
     StacksCaptured,
@@ -136,8 +137,8 @@ async def test_workers_stay_when_their_engine_is_killed(view: View, server: Titl
 
 async def test_a_new_keeper_takes_it_up(session: SessionFolder, server: TitledTree, wait_for: WaitFor) -> None:
     first = View(await connect(session))
-    (keeper_pid,) = [pid for pid in tree.descendants(os.getpid()) if str(session.path) in tree.command_line(pid)]
-    os.kill(keeper_pid, signal.SIGKILL)
+    (keeper,) = recorded(session, KeeperStarted)
+    os.kill(keeper.pid, signal.SIGKILL)
     wait_for(lambda: not session.has_keeper())
     await first.close()
     view = View(await connect(session))

@@ -9,6 +9,8 @@ from msgspec.structs import replace
 
 from tests.stack_notation import thread
 from tests.verdict_story import (
+    ALL_REDUCE,
+    FUTEX,
     LOOP,
     NANOSLEEP,
     POLL,
@@ -243,10 +245,84 @@ def test_what_has_computed_for_long_has_not_stood_still_as_long() -> None:
     story = Story(state="loading")
     for at in range(103, 223, 6):
         story.quiet(at, 100)
-        ticks = min(at, 203) * 100
-        busy = thread(f"load (app/weights.py:5) < {LOOP}", name="MainThread", state="R", cpu_ticks=ticks)
-        story.look(at, engine_waits(), idle_worker(), busy)
+        where = f"convert_{min(at, 203)} (app/weights.py:5)"
+        story.look(at, engine_waits(), idle_worker(), busy(f"{where} < load (app/weights.py:9)", min(at, 203)))
     assert [(one.health, one.time) for one in story.told] == [("suspect", 1217.0)]
+
+
+@pytest.mark.parametrize("calls", ["spin (app/a.py:{line})", "native (app/a.py:5)"])
+def test_a_rank_that_computes_alone_in_the_same_place_holds_a_start_up(calls: str) -> None:
+    story = Story(state="loading")
+    for at in range(103, 172, 3):
+        story.quiet(at, 100)
+        where = calls.format(line=5 + at % 2)
+        story.look(at, engine_waits(), idle_worker(), busy(f"{where} < load (app/weights.py:9)", at))
+    assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 12.0), ("stalled", 60.0)]
+
+
+def test_ranks_that_all_compute_in_the_same_place_get_on() -> None:
+    story = Story(state="loading")
+    for at in range(103, 223, 6):
+        story.quiet(at, 100)
+        story.look(at, engine_waits(), *[busy("convert (app/a.py:5) < load (app/weights.py:9)", at)] * 2)
+    assert story.told == []
+
+
+def busy(stack: str, at: float) -> ThreadStack:
+    """All of a core since second 0."""
+    return thread(f"{stack} < {LOOP}", name="MainThread", state="R", cpu_ticks=round(at * 100))
+
+
+ENCODE = "encode (vllm/tokenizers/hf.py:90) < {} < cmd (vllm/entrypoints/cli/serve.py:156)"
+
+
+def test_a_tokeniser_that_waits_for_a_lock_prepares_nothing() -> None:
+    in_lock_of_tokeniser = thread(
+        f"acquire (app/pool.py:88) < {ENCODE.format('f (a.py:1)')}", name="MainThread", state="S", syscall=FUTEX
+    )
+    story = Story().looks(engine_idle(), idle_worker(), idle_worker(), front=in_lock_of_tokeniser)
+    assert story.last == ("stalled", "frontend_stuck", [("APIServer", "lock")])
+
+
+def test_a_long_text_takes_its_time() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in range(103, 130, 3):
+        encoding = thread(ENCODE.format("f (a.py:1)"), name="MainThread", state="R", cpu_ticks=at * 100)
+        story.look(at, engine_idle(), idle_worker(), idle_worker(), front=encoding)
+    assert story.told == []
+
+
+@pytest.mark.parametrize(("moves", "told"), [(True, []), (False, ["suspect", "stalled"])])
+def test_a_step_of_minutes_is_one_while_ranks_go_from_one_collective_to_the_next(moves: bool, told: list[str]) -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in range(103, 250, 3):
+        forward = f"forward (vllm/model.py:{at if moves else 1}) < {STEP} < {LOOP}"
+        meets = thread(f"{ALL_REDUCE} < {forward}", name="MainThread", state="R")
+        computes = thread(f"__call__ (torch/_ops.py:1279) < {forward}", name="MainThread", state="R")
+        story.look(at, engine_waits(), meets, replace(computes, cpu_ticks=at * 100))
+    assert [one.health for one in story.told] == told
+
+
+@pytest.mark.parametrize(("rests", "told"), [(False, []), (True, ["suspect", "stalled"])])
+def test_weights_that_are_put_in_again_take_their_time(rests: bool, told: list[str]) -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at in range(103, 250, 3):
+        ticks = 0 if rests else at * 100
+        stack = f"copy (app/copy.py:3) < reload_weights (vllm/v1/worker/gpu_worker.py:90) < {LOOP}"
+        story.look(at, engine_waits(), *[thread(stack, name="MainThread", state="R", cpu_ticks=ticks)] * 2)
+    assert [one.health for one in story.told] == told
+
+
+def test_whoever_is_held_up_in_every_look_is_named() -> None:
+    story = Story()
+    story.quiet(103, 100)
+    for at, other in zip((103, 106, 109, 112), (in_lock(), in_all_reduce(), in_lock(), in_all_reduce()), strict=True):
+        story.look(at, engine_waits(), other, in_lock())
+    assert [(one.health, one.time - 1100) for one in story.told][:2] == [("suspect", 6.0), ("stalled", 9.0)]
+    assert {culprit.process for one in story.told for culprit in one.culprits} == {"Worker_TP1"}
 
 
 def test_a_look_that_cannot_read_the_culprit_takes_nothing_back() -> None:

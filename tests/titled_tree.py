@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,15 @@ def node_environment(children: list[Any]) -> dict[str, str]:
 
 
 def has_started(root: psutil.Process, children: list[Any]) -> bool:
-    below = root.children(recursive=True)
-    count = json.dumps(children).count('["')
-    return len(below) == count and all("::" in "".join(process.cmdline()[:1]) for process in below)
+    """Under their own titles: one that has not come to its `exec` bears that of its parent still."""
+    titles = ["".join(process.cmdline()[:1]) for process in root.children(recursive=True)]
+    return sorted(titles) == sorted(_titles(children))
+
+
+def _titles(children: list[Any]) -> Iterator[str]:
+    for title, below in children:
+        yield title
+        yield from _titles(below)
 
 
 def start_tree(

@@ -31,6 +31,12 @@ DEQUEUE = (
     " < acquire_read (vllm/distributed/device_communicators/shm_broadcast.py:780)"
     " < dequeue (vllm/distributed/device_communicators/shm_broadcast.py:860)"
 )
+ALL_REDUCE = (
+    "__call__ (torch/_ops.py:1279) < all_reduce (vllm/distributed/device_communicators/cpu_communicator.py:275)"
+    " < all_reduce (vllm/distributed/device_communicators/cpu_communicator.py:85)"
+    " < _all_reduce_out_place (vllm/distributed/parallel_state.py:750)"
+    " < all_reduce (vllm/distributed/parallel_state.py:745)"
+)
 
 
 def idle_worker() -> ThreadStack:
@@ -38,13 +44,7 @@ def idle_worker() -> ThreadStack:
 
 
 def in_all_reduce() -> ThreadStack:
-    reduce = (
-        "__call__ (torch/_ops.py:1279) < all_reduce (vllm/distributed/device_communicators/cpu_communicator.py:275)"
-        " < all_reduce (vllm/distributed/device_communicators/cpu_communicator.py:85)"
-        " < _all_reduce_out_place (vllm/distributed/parallel_state.py:750)"
-        " < all_reduce (vllm/distributed/parallel_state.py:745)"
-    )
-    return thread(f"{reduce} < {STEP} < {LOOP}", name="MainThread", state="R")
+    return thread(f"{ALL_REDUCE} < {STEP} < {LOOP}", name="MainThread", state="R")
 
 
 def in_lock() -> ThreadStack:

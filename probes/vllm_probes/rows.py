@@ -54,6 +54,8 @@ class ProcessRow(Row, frozen=True, kw_only=True):
     read_bytes: int = 0
     written_bytes: int = 0
     disk_read_bytes: int = 0
+    major_faults: int = 0
+    """Pages that were not in memory when they were wanted, since its start (field 12 of /proc/PID/stat)."""
     thread_count: int = 0
     foreign: bool = False
     """Found by title, not a descendant of ours (docker, srun, ray): never signalled."""

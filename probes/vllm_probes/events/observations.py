@@ -205,10 +205,14 @@ class ActivitySampled(Observation, frozen=True, kw_only=True):
     `download`, `gpu_memory`), and at which work came (`work`)."""
     requests: float | None = None
     """Running and waiting, as the gauges say: they move with step outputs only."""
+    unanswered: bool = False
+    """The server has never told its gauges, and does not answer at all."""
     connections: int | None = None
     """To the port of the server that are not ours. A client may keep one open without a request."""
     probed: bool = False
     """A probe is on its way, or got no answer and nothing has moved since."""
+    found_still: bool = False
+    """It was found running a moment ago, and no token has moved since: it may hang with nobody left who waits."""
 
 
 class GateChanged(Observation, frozen=True, kw_only=True):

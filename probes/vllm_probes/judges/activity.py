@@ -20,6 +20,9 @@ from vllm_probes.rows import EngineSample, ProcessRow
 
 BYTES_STEP = 1 << 20
 """Less than this is talk among processes and no data: an idle tree moves some kB a second (measured)."""
+FAULT_BYTES = 128 << 10
+"""What a page fault reads from a file at least, by the kernel's read-ahead (VM_READAHEAD_PAGES). A file that is mapped,
+as weights are (safetensors), is read by faults alone: on a file system in user space nothing else tells of that."""
 GPU_STEP_BYTES = 64 << 20
 _COUNTERS = ("prompt_tokens", "generation_tokens", "iterations", "finished_requests")
 
@@ -40,12 +43,19 @@ class Activity(msgspec.Struct, frozen=True):
     moved: Mapping[str, float] = {}
     """As in `activity_sampled`."""
     requests: float | None = None
+    unanswered: bool = False
+    """As in `activity_sampled`, both."""
     engines: Mapping[str, EngineActivity] = {}
     content_lines: int = 0
     transferred: Mapping[int, int] = {}
-    """pid -> bytes read and written when they last counted as a movement."""
+    """pid -> bytes read and written when they last counted as a movement, by whatever way; one may count twice."""
     gpu_bytes: Mapping[int, int] = {}
     download_bytes: int = 0
+
+    @property
+    def is_counted(self) -> bool:
+        """Its requests and tokens can be seen, or could be if it did not hang."""
+        return self.requests is not None or self.unanswered
 
     @property
     def moved_mono(self) -> float:
@@ -78,11 +88,11 @@ def _moved(activity: Activity, what: str, mono: float) -> Activity:
 
 def _endpoint_sampled(activity: Activity, event: EndpointSampled) -> Activity:
     if not event.engines:
-        return activity
+        return replace(activity, unanswered=activity.requests is None and event.health == "timeout")
     engines = {one.engine: _engine_activity(activity.engines.get(one.engine), one, event.mono) for one in event.engines}
     waiting, running = total(event.engines, "waiting"), total(event.engines, "running")
     requests = None if waiting is None and running is None else (waiting or 0.0) + (running or 0.0)
-    activity = replace(activity, engines=engines, requests=requests)
+    activity = replace(activity, engines=engines, requests=requests, unanswered=False)
     moved_mono = _tokens_moved_mono(engines)
     return activity if moved_mono is None else _moved(activity, "tokens", moved_mono)
 
@@ -126,7 +136,7 @@ def _processes_sampled(activity: Activity, event: ProcessesSampled) -> Activity:
 
 
 def _transferred(row: ProcessRow) -> int:
-    return row.read_bytes + row.written_bytes
+    return row.read_bytes + row.written_bytes + row.disk_read_bytes + FAULT_BYTES * row.major_faults
 
 
 def _gpus_sampled(activity: Activity, event: GpusSampled) -> Activity:

@@ -98,6 +98,12 @@ def find_hang(
     return replace(found, kind=_startup_kind(found, start_phase))
 
 
+def narrowed(hang: Hang, pids: Collection[int]) -> Hang:
+    """With those of its culprits alone who are among `pids`."""
+    culprits = _of(hang.culprits, lambda one: one.row.pid in pids)
+    return replace(hang, culprits=culprits)
+
+
 def _among_blind(standings: Sequence[Standing], working: Collection[int]) -> Hang | None:
     """Ranks that rest while others spin: whoever waits for peers spins, on a CPU (vLLM 0.32) and on GPUs."""
     workers = _of(standings, lambda one: one.row.role == "worker")

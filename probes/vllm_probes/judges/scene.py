@@ -7,7 +7,8 @@ from typing import Literal
 import msgspec
 
 from vllm_probes.events import SERVER_STATES, State
-from vllm_probes.judges.culprits import Hang, Standing
+from vllm_probes.judges.culprits import WAITS_FOR_PEERS, Hang, Standing
+from vllm_probes.judges.doing import Doing
 from vllm_probes.judges.looks import Look
 from vllm_probes.judges.stackmerge import Motion, moving
 from vllm_probes.rows import ProcessRow, StackFile, ThreadStack
@@ -30,6 +31,7 @@ START_GRACE_S = 300.0
 """How long a start may compute, or run through different functions: an import, a conversion."""
 _EVENT_LOOPS = ("uvloop/", "asyncio/")
 _INPUT = frozenset(("tokenising", "grammar"))
+_RESTS: frozenset[Doing] = frozenset(("lock", "sleep", "read", "socket", "subprocess"))
 
 
 def stage_of(state: State | None, *, is_counted: bool) -> Stage:
@@ -148,7 +150,10 @@ def gets_on(hang: Hang, scene: Scene, held_s: float, stage: Stage, *, gpus_work:
     operators = [one for one in hang.waiting if one.classified.class_ == "torch_op"]
     if stage == "serves":
         ones = hang.culprits or operators
-        return bool(ones) and held_s < min(_grace_s(one, scene) for one in ones)
+        passes = any(_passes(one, scene) for one in hang.waiting)
+        return bool(ones) and held_s < min(_grace_s(one, scene, passes=passes) for one in ones)
+    if stage == "starts" and _is_alone(hang, scene):
+        return False
     moves = [scene.motion.get(str(one.row.pid)) == "function" for one in hang.culprits]
     works = any(one.row.pid in scene.working for one in (*hang.culprits, *operators))
     if not hang.culprits and operators and held_s < OPERATOR_GRACE_S:
@@ -163,14 +168,36 @@ def _is_on_gpus(hang: Hang) -> bool:
     return hang.kind == "gpu_stuck" and any(one.classified.class_ == "gpu_sync" or one.is_on_gpu for one in ones)
 
 
-def _grace_s(one: Standing, scene: Scene) -> float:
+def _passes(one: Standing, scene: Scene) -> bool:
+    """It computes, or waits for peers, in another place than at the look before: so they have come meanwhile."""
+    is_in_step = one.classified.class_ in (*WAITS_FOR_PEERS, "torch_op")
+    return is_in_step and scene.motion.get(str(one.row.pid)) in ("line", "function")
+
+
+def _is_alone(hang: Hang, scene: Scene) -> bool:
+    """One rank computes in the same functions all the time, and nothing of torch, while others wait for it."""
+    stays = all(
+        one.doing in ("python_loop", "native_loop")
+        and scene.motion.get(str(one.row.pid)) in ("frozen", "line")
+        and one.row.pid not in scene.in_torch | scene.importing
+        for one in hang.culprits
+    )
+    return len(hang.culprits) == 1 and stays and any(one.row.role == "worker" for one in hang.waiting)
+
+
+def _grace_s(one: Standing, scene: Scene, *, passes: bool) -> float:
+    """`passes`: those who wait for it get on with the same step."""
     if one.doing == "stopped":
         return 0.0
+    works = one.row.pid in scene.working
     moves = scene.motion.get(str(one.row.pid)) == "function"
-    if one.row.pid in scene.turning or one.is_managed:
+    if one.is_managed:
+        return START_GRACE_S if works else OPERATOR_GRACE_S
+    if one.row.pid in scene.turning:
         return OPERATOR_GRACE_S
     if one.classified.class_ == "torch_op" or (moves and one.row.pid in scene.in_torch):
-        return OPERATOR_GRACE_S
-    if one.classified.class_ in _INPUT or (moves and one.row.pid in scene.importing):
+        return START_GRACE_S if passes else OPERATOR_GRACE_S
+    is_input = one.classified.class_ in _INPUT and (works or one.doing not in _RESTS)
+    if is_input or (moves and one.row.pid in scene.importing):
         return INPUT_GRACE_S
     return MOVING_GRACE_S if moves else 0.0

@@ -26,7 +26,7 @@ from vllm_probes.events import (
     VerdictChanged,
     stamp_of,
 )
-from vllm_probes.judges.culprits import Hang, Standing, find_hang, summary
+from vllm_probes.judges.culprits import Hang, Standing, find_hang, narrowed, summary
 from vllm_probes.judges.evidence import evidence, exception
 from vllm_probes.judges.frames import FrameTable
 from vllm_probes.judges.gpu_table import gpus_idle, gpus_work
@@ -86,7 +86,7 @@ class Memory(msgspec.Struct, frozen=True):
     moved: Mapping[str, float] = {}
     pending: bool = True
     is_counted: bool = False
-    """Its requests and tokens can be seen."""
+    """Its requests and tokens can be seen, or could be if it did not hang."""
     before: Before = NOTHING_BEFORE
     log: str = ""
     failed: Mapping[int, Evidence] = {}
@@ -96,7 +96,8 @@ class Memory(msgspec.Struct, frozen=True):
     suspicion: Suspicion | None = None
     is_attached: bool = False
     """Nobody knows how long it stood still before it was attached to."""
-    told: Verdict = ("ok", None, ())
+    told: Verdict | None = ("ok", None, ())
+    """None: nobody knows yet whether a run that was attached to gets on."""
     stalled: VerdictChanged | None = None
     """The hang that the run is in, or was in when it ended …"""
     involved: frozenset[int] = frozenset()
@@ -118,7 +119,7 @@ def step(table: FrameTable, memory: Memory, event: Event, state: State | None, p
     memory, conclusions = _step(table, memory, event, state, phase)
     if state in ENDED_STATES or state == "stopping":
         memory = replace(memory, is_open=False)
-    if state != "crashed" or memory.told[0] == "dead":
+    if state != "crashed" or (memory.told and memory.told[0] == "dead"):
         return memory, conclusions
     memory, died = _died(memory, event)
     return memory, [*conclusions, died]
@@ -149,8 +150,8 @@ def _step(table: FrameTable, memory: Memory, event: Event, state: State | None, 
 def _attempt_started(memory: Memory, event: AttemptStarted) -> Memory:
     patience = max((setting.patience for setting in event.debug_settings), default=1.0)
     moved = {"start": event.mono}
-    known = Memory(cards=memory.cards, gpus=memory.gpus, is_attached=event.attached_pid is not None)
-    return replace(known, moved=moved, patience=patience, log=event.log, is_open=True)
+    known = Memory(cards=memory.cards, gpus=memory.gpus, moved=moved, patience=patience, log=event.log, is_open=True)
+    return known if event.attached_pid is None else replace(known, is_attached=True, told=None)
 
 
 def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Memory:
@@ -161,12 +162,14 @@ def _processes_sampled(memory: Memory, event: ProcessesSampled) -> Memory:
 
 
 def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | None) -> Result:
-    is_counted = event.requests is not None
+    is_counted = event.requests is not None or event.unanswered
     stage = stage_of(state, is_counted=is_counted)
     before_mono = _moved_mono(memory.moved, stage)
-    pending = bool(event.requests) or bool(event.connections) or event.probed or stage != "serves"
+    has_work = bool(event.requests) or bool(event.connections) or event.probed
+    pending = has_work or event.found_still or stage != "serves"
     memory = replace(memory, moved=event.moved, pending=pending, is_counted=is_counted)
-    if _moved_mono(event.moved, stage) <= before_mono and (pending or memory.suspicion or memory.stalled):
+    is_open = pending or memory.suspicion or memory.stalled or memory.told is None
+    if _moved_mono(event.moved, stage) <= before_mono and is_open:
         return memory, []  # whoever gives up waiting does not end a hang
     over = [DoingChanged(**stamp_of(event))] if memory.doing else []
     moved_time = event.time - (event.mono - _moved_mono(event.moved, stage))
@@ -210,8 +213,11 @@ def _judged(memory: Memory, event: StacksCaptured, scene: Scene, state: State | 
     if memory.suspicion and _is_out_of_sight(memory.suspicion, hang, scene):
         return memory, []
     if hang is None or not (memory.pending or memory.suspicion or memory.stalled):
+        if memory.told is None and all(one.is_blind for one in scene.standings):
+            return memory, []
         return _tell(replace(memory, suspicion=None), event, None, (), "ok", stage)
     suspicion = _suspect(memory.suspicion, hang, event.mono)
+    hang = narrowed(hang, suspicion.pids)
     memory = replace(memory, suspicion=suspicion)
     held_s = min(quiet_s, event.mono - suspicion.began_mono + FIRST_LOOK_S) / memory.patience
     if memory.stalled is None and suspicion.count > 1 and _gets_on(memory, hang, scene, held_s, stage):
@@ -240,11 +246,14 @@ def _waits_for_other_nodes(hang: Hang, stage: Stage) -> bool:
 
 
 def _suspect(before: Suspicion | None, hang: Hang, mono: float) -> Suspicion:
+    """Of several that are held up in one look whoever is in the next one, too, goes on to be suspected."""
     pids = tuple(one.row.pid for one in hang.culprits)
-    is_same = before is not None and before.pids == pids and (bool(pids) or before.kind == hang.kind)
-    if before is None or not is_same or mono - before.latest_mono > GAP_S:
+    if before is None or mono - before.latest_mono > GAP_S:
         return Suspicion(hang.kind, pids, mono, mono)
-    return replace(before, kind=hang.kind, latest_mono=mono, count=before.count + 1)
+    common = tuple(pid for pid in pids if pid in before.pids)
+    if not common and (pids or before.pids or before.kind != hang.kind):
+        return Suspicion(hang.kind, pids, mono, mono)
+    return replace(before, kind=hang.kind, pids=common, latest_mono=mono, count=before.count + 1)
 
 
 def _health(suspicion: Suspicion, still_s: float, stage: Stage, *, is_sure: bool) -> str:

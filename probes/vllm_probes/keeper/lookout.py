@@ -16,8 +16,12 @@ SUSPECTED_EVERY_S = 2.5
 """Between looks at stacks while they show what may be a hang …"""
 QUICK_LOOKS = 40
 """So many in a row: 100 s are enough for a start to be judged, and a script may be suspected for days."""
-LONGEST_PAUSE_S = 30.0
-"""… and else twice as long each time, up to this: an open connection without a request looks like work."""
+EARLY_S, EARLY_PAUSE_S, LONGEST_PAUSE_S = 60.0, 5.0, 30.0
+"""… and else twice as long each time, up to the second of these in the first minute, for one look may mislead, and up
+to the third later: an open connection without a request looks like work."""
+ARRIVAL_S, ARRIVAL_EVERY_S = 12.0, 2.0
+"""A run that was found running may hang since long, with nobody left who waits for it: it is looked at until tokens
+have moved, as often as the second says and as long as the first."""
 KNOWN_PAUSE_S = 600.0
 """Of a hang that is known: it may last a night, and each look leaves 50 kB and more in the session folder."""
 
@@ -33,13 +37,22 @@ class Lookout:
         self._pause_s = SUSPECTED_EVERY_S
         self._quick_looks = QUICK_LOOKS
 
-    def look(self, port: int | None, probe_clients: Collection[str] | None = None) -> bool:
+    def look(self, port: int | None, probe_clients: Collection[str] | None = None, *, is_looking: bool = False) -> bool:
         """Tell of quiet; True: it is time for stacks.
 
-        `probe_clients` are the connections of a probe that is on its way; None: there is none.
+        `probe_clients` are the connections of a probe that is on its way; None: there is none. `is_looking`: stacks are
+        being taken at this moment, and the next have to wait for them.
         """
+        is_time = self._is_time(port, probe_clients)
+        return is_time and not is_looking and self._is_due(self._stream.stamp()["mono"])
+
+    def _is_time(self, port: int | None, probe_clients: Collection[str] | None) -> bool:
         now = self._stream.stamp()["mono"]
         moved_mono = self._moved_mono()
+        if self._has_just_come(now):
+            self._pause_s = ARRIVAL_EVERY_S
+            self._tell(self._connections(port, probe_clients or ()), probed=probe_clients is not None, found_still=True)
+            return True
         if now - moved_mono < QUIET_AFTER_S:  # and nobody has to be asked who is connected
             self._work_mono = moved_mono
             self._wake(None, probed=probe_clients is not None)
@@ -55,19 +68,33 @@ class Lookout:
             return False
         if self._told_mono is None or now - self._told_mono >= TELL_EVERY_S:
             self._tell(connections, probed=probed)
-        return self._is_due(now)
+        return True
+
+    def _has_just_come(self, now: float) -> bool:
+        """To a run that was found running, and of which nobody knows whether it gets on."""
+        attempt, moved = self._stream.model.attempt, self._stream.activity.moved
+        is_attached = attempt is not None and attempt.launch.attached_pid is not None
+        return is_attached and "tokens" not in moved and now - moved.get("start", now) < ARRIVAL_S
 
     def _is_due(self, now: float) -> bool:
-        if self._captured_mono is not None:
-            is_open = self._stream.suspects and not self._stream.is_stalled and self._quick_looks > 0
-            if now - self._captured_mono < (SUSPECTED_EVERY_S if is_open else self._pause_s):
-                return False
-            self._quick_looks -= is_open
-            is_known = self._stream.is_stalled or not self._quick_looks
-            longest_s = KNOWN_PAUSE_S if is_known else LONGEST_PAUSE_S
-            self._pause_s = min(2 * self._pause_s, longest_s)
+        if self._captured_mono is None:
+            self._captured_mono = now
+            return True
+        is_open = self._stream.suspects and not self._stream.is_stalled and self._quick_looks > 0
+        if now - self._captured_mono < (min(self._pause_s, SUSPECTED_EVERY_S) if is_open else self._pause_s):
+            return False
+        if is_open:
+            self._quick_looks -= 1
+        else:
+            self._pause_s = min(2 * self._pause_s, self._longest_pause_s(now))
         self._captured_mono = now
         return True
+
+    def _longest_pause_s(self, now: float) -> float:
+        if self._stream.is_stalled or not self._quick_looks:
+            return KNOWN_PAUSE_S
+        is_early = self._work_mono is None or now - self._work_mono < EARLY_S
+        return EARLY_PAUSE_S if is_early else LONGEST_PAUSE_S
 
     def _moved_mono(self) -> float:
         """A server moves tokens; whatever starts moves anything."""
@@ -89,7 +116,7 @@ class Lookout:
 
     @property
     def _serves(self) -> bool:
-        return stage_of(self._stream.model.state, is_counted=self._stream.activity.requests is not None) == "serves"
+        return stage_of(self._stream.model.state, is_counted=self._stream.activity.is_counted) == "serves"
 
     def _connections(self, port: int | None, probe_clients: Collection[str]) -> int | None:
         attempt = self._stream.model.attempt
@@ -104,11 +131,19 @@ class Lookout:
         self._told_mono, self._captured_mono = None, None
         self._pause_s, self._quick_looks = SUSPECTED_EVERY_S, QUICK_LOOKS
 
-    def _tell(self, connections: int | None, *, probed: bool) -> None:
+    def _tell(self, connections: int | None, *, probed: bool, found_still: bool = False) -> None:
         stamp = self._stream.stamp()
         self._told_mono = stamp["mono"]
         activity = self._stream.activity
         moved = dict(activity.moved) | ({} if self._work_mono is None else {"work": self._work_mono})
         self._stream.publish(
-            ActivitySampled(**stamp, moved=moved, requests=activity.requests, connections=connections, probed=probed)
+            ActivitySampled(
+                **stamp,
+                moved=moved,
+                requests=activity.requests,
+                unanswered=activity.unanswered,
+                connections=connections,
+                probed=probed,
+                found_still=found_still,
+            )
         )

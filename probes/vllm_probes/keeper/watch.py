@@ -165,8 +165,9 @@ class Watch:
     def wants_stacks(self) -> str | None:
         """Tell of quiet; why it is time to see what everybody does, None: it is not."""
         port = self._address.port if self._address and not self._address.uds else None
-        is_quiet = self._lookout.look(port, self._probe_clients)
-        if self._snapshots.are_under_way:
+        is_looking = self._snapshots.are_under_way
+        is_quiet = self._lookout.look(port, self._probe_clients, is_looking=is_looking)
+        if is_looking:
             return None
         return "deadline" if self._is_near_the_end() else "quiet" if is_quiet else None
 

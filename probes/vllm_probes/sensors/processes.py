@@ -12,7 +12,7 @@ from vllm_probes.judges.address import Address
 from vllm_probes.judges.commandline import is_python
 from vllm_probes.judges.titles import VLLM_ROLES, Identity, grid_ranks, identify
 from vllm_probes.rows import ProcessRow
-from vllm_probes.sensors.tree import command_line, descendants, start_ticks, state_letter
+from vllm_probes.sensors.tree import command_line, descendants, major_faults, start_ticks, state_letter
 
 WALK_AGAIN_S = 5.0
 """The tree is walked at least this often, whether processes were started or not."""
@@ -24,6 +24,7 @@ RESTING_PERCENT = 1.0
 """Below it a process has come to rest: told even where it used less than a step before."""
 RSS_STEP = 0.05
 BYTES_STEP = 1 << 20
+FAULTS_STEP = 8
 _RESTING = frozenset("RSI")
 """States that a healthy process changes all the time."""
 
@@ -200,6 +201,7 @@ def _differs(before: ProcessRow, now: ProcessRow) -> bool:
         or now.read_bytes - before.read_bytes >= BYTES_STEP
         or now.written_bytes - before.written_bytes >= BYTES_STEP
         or now.disk_read_bytes - before.disk_read_bytes >= BYTES_STEP
+        or now.major_faults - before.major_faults >= FAULTS_STEP
     )
 
 
@@ -222,6 +224,7 @@ def _row(one: _Known, identity: Identity, *, foreign: bool = False) -> ProcessRo
                 read_bytes=read_bytes,
                 written_bytes=written_bytes,
                 disk_read_bytes=disk_read_bytes,
+                major_faults=major_faults(process.pid),
                 thread_count=process.num_threads(),
                 foreign=foreign,
                 visible_devices=one.visible_devices if identity.role in VLLM_ROLES else None,

@@ -54,6 +54,12 @@ def start_ticks(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
+def major_faults(pid: int) -> int:
+    """How often it had to wait for a page from a disk or its like, all its threads together; 0 when it is gone."""
+    fields = _stat_fields(f"/proc/{pid}/stat")
+    return int(fields[9]) if fields else 0
+
+
 def is_same(pid: int, ticks: int) -> bool:
     """Whether the process that began then still runs: one that got its pid later is another one."""
     return start_ticks(pid) == ticks and is_running(pid)

@@ -1,7 +1,7 @@
 """A plugin of vLLM that makes one process hang: entry point `vllm.general_plugins`, loaded by every process of vLLM.
 
 Runs under the Python of real vLLM. As soon as the file that HANG_FILE names is there, the process that it speaks of
-stops where it says, and makes the file `HANG_FILE.struck`: `PLACE RANK FAULT`, such as `collective 1 lock`. With
+stops where it says, and writes its pid into `HANG_FILE.struck`: `PLACE RANK FAULT`, such as `collective 1 lock`. With
 HANG_DISGUISE (`FILE:FUNCTION`, relative to vLLM's package) every function of this module on the stack bears that name.
 """
 
@@ -45,7 +45,7 @@ def _wrapped(function: Any, place: str) -> Any:
         if order.exists():
             wanted, rank, fault = order.read_text().split()
             if wanted == place and int(rank) == _rank(self):
-                Path(f"{order}.struck").touch()
+                Path(f"{order}.struck").write_text(str(os.getpid()))
                 _disguised(FAULTS[fault])()
                 if fault == "once_more" and not getattr(self, "hung", False):
                     self.hung = True
@@ -148,6 +148,8 @@ class Order:
 
     def __init__(self, folder: Path) -> None:
         self._plugin, self._file = folder / "plugin", folder / "order"
+        self.struck = folder / "order.struck"
+        """Where the process that meets the fault writes its pid."""
         facts = self._plugin / "hang_plugin-1.dist-info"
         facts.mkdir(parents=True)
         (self._plugin / "hang_plugin.py").write_text(Path(__file__).read_text())
@@ -168,5 +170,9 @@ class Order:
     @property
     def struck_at(self) -> float | None:
         """Unix seconds of the moment at which a process met it."""
-        mark = Path(f"{self._file}.struck")
-        return mark.stat().st_mtime if mark.exists() else None
+        return self.struck.stat().st_mtime if self.struck.exists() else None
+
+    @property
+    def struck_pid(self) -> int | None:
+        """The process that met it."""
+        return int(self.struck.read_text()) if self.struck.exists() else None

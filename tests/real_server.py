@@ -1,4 +1,4 @@
-"""One real vLLM on two ranks, started through the program without a terminal: what it told, and what is done to it."""
+"""The program without a terminal, what it tells of a run, and one real vLLM on two ranks that it has started."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import subprocess
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,17 +16,14 @@ from tests.benchmarks.measure import PROGRAM
 END_S = 60.0
 
 
-class Server:
-    """A run; `events` grow while it runs."""
+class Told:
+    """The program, started with these words; `events` grow while it runs."""
 
-    def __init__(self, argv: list[str], environment: Mapping[str, str], port: int, model: str) -> None:
-        self.port, self.model = port, model
+    def __init__(self, words: list[str], environment: Mapping[str, str], *, before: Sequence[str] = ()) -> None:
+        """`before`: what starts it, such as a change of user."""
         self.began = time.time()
         self.process = subprocess.Popen(
-            [*PROGRAM, "run", "--headless", "--", *argv],
-            env=dict(environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            [*before, *PROGRAM, *words], env=dict(environment), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.events: list[dict[str, Any]] = []
         self.rows: dict[int, dict[str, Any]] = {}
@@ -56,29 +53,9 @@ class Server:
         with self._told:
             return self._told.wait_for(find, wait_s)
 
-    def is_ready(self, wait_s: float) -> bool:
-        return self.until("state_changed", wait_s, lambda event: event["state"] == "idle") is not None
-
     def pid_of(self, process: str) -> int:
         """Of the latest process of that name. Raises StopIteration where there is none."""
         return next(pid for pid, row in reversed(self.rows.items()) if row["process"] == process)
-
-    def request(self, tokens: int = 200, prompt: str = "hello", timeout_s: float = 120) -> bool:
-        """One request; whether it was answered."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
-        url = f"http://127.0.0.1:{self.port}/v1/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        with suppress(OSError):
-            urllib.request.urlopen(request, timeout=timeout_s).read()
-            return True
-        return False
-
-    def send(self, count: int = 1, **options: Any) -> list[threading.Thread]:
-        """Requests in flight, whatever becomes of them."""
-        threads = [threading.Thread(target=self.request, kwargs=options, daemon=True) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        return threads
 
     def end(self) -> None:
         """End all of it, also what is stopped or hangs."""
@@ -91,3 +68,36 @@ class Server:
             return
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(END_S)
+
+
+class Server(Told):
+    """A server that the program has started."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str], port: int, model: str) -> None:
+        self.port, self.model = port, model
+        super().__init__(["run", "--headless", "--", *argv], environment)
+
+    def is_ready(self, wait_s: float) -> bool:
+        return self.until("state_changed", wait_s, lambda event: event["state"] == "idle") is not None
+
+    def request(self, tokens: int = 200, prompt: str = "hello", timeout_s: float = 120) -> bool:
+        """One request; whether it was answered."""
+        return complete(self.port, self.model, tokens, prompt, timeout_s)
+
+    def send(self, count: int = 1, **options: Any) -> list[threading.Thread]:
+        """Requests in flight, whatever becomes of them."""
+        threads = [threading.Thread(target=self.request, kwargs=options, daemon=True) for _ in range(count)]
+        for thread in threads:
+            thread.start()
+        return threads
+
+
+def complete(port: int, model: str, tokens: int = 200, prompt: str = "hello", timeout_s: float = 120) -> bool:
+    """One request to a server on this host; whether it was answered."""
+    body = {"model": model, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with suppress(OSError):
+        urllib.request.urlopen(request, timeout=timeout_s).read()
+        return True
+    return False

@@ -1,13 +1,13 @@
 """Real hangs of real vLLM, two ranks on the CPU, and what is said of them: `python -m tests.benchmarks.hangs [CASE …]`.
 
 Prints a line for each: seconds from the fault to `suspect` and to `stalled`, kind, culprits, what they do, and whether
-all of it is right: nothing said before the fault; while serving `stalled` within 15 s; in a start `suspect` within 20 s
-and `stalled` after 60 s and within 75 s.
+all of it is right: nothing said before the fault; the very process named that met it; while serving `stalled` within
+15 s; in a start `suspect` within 20 s and `stalled` after 60 s and within 75 s. At the end medians, and each miss.
 
 A case is `PLACE:RANK:FAULT` of the plugin (`collective:1:lock`), `stop:PROCESS` (SIGSTOP from outside),
 `freeze:PROCESS` (the freezer of a cgroup), or one of the starts (`weights`, `hub`, `hub_lock`). With `+flight` requests
 run when the fault strikes, else it strikes the first one after idle; with `+disguise` the functions of the plugin bear
-the name of one of vLLM's in every stack.
+the name of one of vLLM's in every stack. `script:…` and `attach:…` are in `hangs_elsewhere`.
 """
 
 import os
@@ -18,10 +18,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from tests.benchmarks import hangs_elsewhere
+from tests.benchmarks.hang_outcome import Expected, Outcome, summarise
 from tests.benchmarks.measure import own_state
 from tests.benchmarks.obstacles import Obstacle, frozen, held_hub_lock, pipe_for_weights, silent_hub
 from tests.hang_plugin import Order
@@ -38,13 +38,21 @@ OTHERS = [
     *(f"stop:{process}" for process in ("Worker_TP0", "Worker_TP1", "EngineCore")),
     *(f"freeze:{process}" for process in ("Worker_TP1", "EngineCore")),
 ]
-STARTS = ["load:1:sleep", "load:0:lock", "device:1:read", "weights", "hub", "hub_lock"]
-CASES = [*(f"{case}{more}" for case in (*IN_WORKERS, *OTHERS) for more in ("", "+flight+disguise")), *STARTS]
+STARTS = ["load:1:sleep", "load:0:lock", "load:1:python_loop", "load:0:native_loop", "device:1:read"]
+OUTSIDE = ["weights", "hub", "hub_lock"]
+CASES = [
+    *(f"{case}{more}" for case in (*IN_WORKERS, *OTHERS) for more in ("", "+flight+disguise")),
+    *(f"{case}{more}" for case in STARTS for more in ("", "+disguise")),
+    *OUTSIDE,
+    *hangs_elsewhere.CASES,
+]
 DISGUISES = {
     "collective": "distributed/parallel_state.py:all_reduce",
     "step": "v1/worker/gpu_model_runner.py:execute_model",
     "schedule": "v1/core/sched/scheduler.py:schedule",
     "front": "v1/engine/async_llm.py:generate",
+    "load": "model_executor/model_loader/default_loader.py:load_weights",
+    "device": "v1/worker/gpu_worker.py:init_device",
 }
 READY_S, TOLD_S, START_TOLD_S = 300.0, 40.0, 90.0
 SERVING_STALLED_S, START_SUSPECT_S, START_STALLED_S = 15.0, 20.0, (60.0, 75.0)
@@ -54,20 +62,6 @@ OBSTACLES: dict[str, Callable[[RealVllm, Path], Obstacle]] = {
     "hub": silent_hub,
     "hub_lock": held_hub_lock,
 }
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What has to be said. `process` None: of any process."""
-
-    kind: str
-    process: str | None
-    doing: str
-
-    def is_met(self, verdict: dict[str, Any]) -> bool:
-        named = verdict["culprits"]
-        is_right = all(one["doing"] == self.doing and self.process in (None, one["process"]) for one in named)
-        return bool(named) and verdict["kind"] == self.kind and is_right
 
 
 def expected(case: str) -> Expected:
@@ -94,8 +88,10 @@ def expected(case: str) -> Expected:
     return Expected("rank_absent", f"Worker_TP{rank}", doing)
 
 
-def judge(real: RealVllm, text: str) -> bool:
-    """Whether all that was said of one case is right."""
+def judge(real: RealVllm, text: str) -> Outcome:
+    """What was said of one case, printed."""
+    if text in hangs_elsewhere.CASES:
+        return hangs_elsewhere.judge(real, text)
     case, *more = text.split("+")
     with ExitStack() as stack:
         environment = {**real.env, **stack.enter_context(own_state())}
@@ -112,13 +108,13 @@ def judge(real: RealVllm, text: str) -> bool:
         elif is_at_start:
             order.give(case.replace(":", " "))
         server = _started(stack, real, environment, model)
-        right = _at_start(server, case, text) if is_at_start else _while_serving(server, case, order, text)
-        if not right:
+        outcome = _at_start(server, case, order, text) if is_at_start else _while_serving(server, case, order, text)
+        if not outcome.is_right:
             kept = shutil.copytree(
                 environment["XDG_STATE_HOME"], tempfile.mkdtemp(), dirs_exist_ok=True, ignore=SOCKETS
             )
             print(f"    its session: {kept}", flush=True)
-        return right
+        return outcome
 
 
 def _started(stack: ExitStack, real: RealVllm, environment: dict[str, str], model: str) -> Server:
@@ -128,17 +124,18 @@ def _started(stack: ExitStack, real: RealVllm, environment: dict[str, str], mode
     return server
 
 
-def _while_serving(server: Server, case: str, order: Order, text: str) -> bool:
+def _while_serving(server: Server, case: str, order: Order, text: str) -> Outcome:
     if not server.is_ready(READY_S):
-        print(f"{text:<40} never ready", flush=True)
-        return False
+        return Outcome.of(text, expected(case), [], server.began, is_in_time=False)
     early = len(server.of("verdict_changed"))
     with _traffic(server, is_on="+flight" in text), _fault(server, case, order) as struck:
         server.send()
         stalled = server.until("verdict_changed", TOLD_S, lambda event: event["health"] == "stalled")
     struck = order.struck_at or struck
     took_s = stalled["time"] - struck if stalled else TOLD_S
-    return _report(server, case, text, struck, is_in_time=took_s <= SERVING_STALLED_S and not early)
+    pid = None if case.endswith("once_more") else order.struck_pid
+    is_in_time = took_s <= SERVING_STALLED_S and not early
+    return Outcome.of(text, expected(case), server.of("verdict_changed"), struck, pid=pid, is_in_time=is_in_time)
 
 
 @contextmanager
@@ -163,31 +160,22 @@ def _fault(server: Server, case: str, order: Order) -> Iterator[float]:
         yield time.time()
 
 
-def _at_start(server: Server, case: str, text: str) -> bool:
+def _at_start(server: Server, case: str, order: Order, text: str) -> Outcome:
     server.until("verdict_changed", READY_S, lambda event: event["health"] == "suspect")
     server.until("verdict_changed", START_TOLD_S, lambda event: event["health"] == "stalled")
-    first = {event["health"]: event for event in reversed(server.of("verdict_changed"))}
+    told = server.of("verdict_changed")
+    first = {event["health"]: event for event in reversed(told)}
     quiet = next((event["since"] for event in first.values() if event.get("since")), server.began)
-    told_s = {health: event["time"] - quiet for health, event in first.items()}
+    began = order.struck_at or quiet  # where nothing of ours is in the way, only the program knows
+    told_s = {health: event["time"] - began for health, event in first.items()}
     least_s, most_s = START_STALLED_S
     in_time = told_s.get("suspect", 1e9) <= START_SUSPECT_S and least_s <= told_s.get("stalled", 1e9) <= most_s
-    return _report(server, case, text, quiet, is_in_time=in_time)
-
-
-def _report(server: Server, case: str, text: str, struck: float, *, is_in_time: bool) -> bool:
-    verdicts = [event for event in server.of("verdict_changed") if event["health"] != "ok"]
-    right = bool(verdicts) and all(expected(case).is_met(one) for one in verdicts) and is_in_time
-    told = "  ".join(f"{one['health']} {one['time'] - struck:5.1f} s" for one in verdicts) or "nothing was said"
-    named = [(one["process"], one["doing"], one["frame"]) for one in verdicts[-1]["culprits"]] if verdicts else []
-    kind = verdicts[-1]["kind"] if verdicts else ""
-    print(f"{text:<40} {'right' if right else 'WRONG'}  {told}  {kind} {named}", flush=True)
-    return right
+    return Outcome.of(text, expected(case), told, began, pid=order.struck_pid, is_in_time=in_time)
 
 
 def main() -> None:
     real = provision()
-    results = [judge(real, case) for case in sys.argv[1:] or CASES]
-    print(f"{sum(results)} of {len(results)} right")
+    summarise([judge(real, case) for case in sys.argv[1:] or CASES])
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from tests.conftest import Spawn, WaitFor
 from tests.stack_notation import thread
 from vllm_probes.judges.doing import Doing, doing, place
 from vllm_probes.judges.frames import Classified, load_frames
-from vllm_probes.judges.syscalls import NO_DESCRIPTOR, numbers, wait_in
+from vllm_probes.judges.syscalls import NO_DESCRIPTOR, numbers
 from vllm_probes.rows import Frame, ThreadStack
 from vllm_probes.sensors.py_spy import find_py_spy
+from vllm_probes.sensors.threads import facts
 
 MACHINE = platform.machine()
 TABLE = load_frames(machine=MACHINE)
@@ -59,6 +60,18 @@ STUCK: list[tuple[str, str, Doing]] = [
     ("selects a socket", "select.select([a], [], [])", "socket"),
     ("polls a socket", "p = select.poll(); p.register(a); p.modify(a, 1); p.poll()", "socket"),
     ("waits for a selector", "s = selectors.EpollSelector(); s.register(a, 1); s.select()", "socket"),
+    ("selects a FIFO", "os.mkfifo(folder / 'f'); select.select([os.open(folder / 'f', os.O_RDWR)], [], [])", "read"),
+    ("polls a pipe", "r, w = os.pipe(); p = select.poll(); p.register(r); p.modify(r, 1); p.poll()", "read"),
+    ("waits for a pipe by epoll", "r, w = os.pipe(); p = select.epoll(); p.register(r, 1); p.poll()", "read"),
+    ("waits to write to a full pipe", "r, w = os.pipe(); fill(w); select.select([], [w], [])", "read"),
+    ("waits for a queue between processes", "q = multiprocessing.Queue(); q.get(timeout=1000)", "read"),
+    ("waits for a pipe between processes", "r, w = multiprocessing.Pipe(duplex=False); r.poll(None)", "read"),
+    ("waits for a connection between processes", "r, w = multiprocessing.Pipe(); r.poll(None)", "socket"),
+    ("waits for an eventfd", "p = select.poll(); p.register(os.eventfd(0), 1); p.poll()", "socket"),
+    ("polls nothing", "select.poll().poll()", "sleep"),
+    ("selects nothing", "select.select([], [], [])", "sleep"),
+    ("pauses", "signal.pause()", "sleep"),
+    ("waits for a signal", "signal.sigwait([signal.SIGUSR1])", "sleep"),
     ("sends to nobody", "a.sendall(bytes(1 << 24))", "socket"),
     (
         "takes a held file lock",
@@ -84,8 +97,8 @@ LOOPS: list[tuple[str, str, Doing]] = [
     ("hashes without the lock of Python", "hashlib.pbkdf2_hmac('sha256', b'', b'', 2 ** 31 - 1)", "native_loop"),
 ]
 PROGRAM = """
-import fcntl, hashlib, multiprocessing, os, pathlib, queue, re, select, selectors, socket, subprocess, sys
-import threading, time
+import contextlib, fcntl, hashlib, multiprocessing, os, pathlib, queue, re, select, selectors, signal, socket
+import subprocess, sys, threading, time
 a, b = socket.socketpair()
 FORK = multiprocessing.get_context("fork")
 folder = pathlib.Path(sys.argv[1])
@@ -94,6 +107,10 @@ def held(file):
     if os.fork() == 0:
         fcntl.lockf(file, fcntl.LOCK_EX); os.write(w, b"x"); time.sleep(1000)
     os.read(r, 1)
+def fill(pipe):
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError):
+        while True: os.write(pipe, bytes(4096))
 def stuck():
     {body}
 {rename}
@@ -111,25 +128,8 @@ def look(pid: int) -> ThreadStack | None:
     calls = [
         Frame(function=one["name"].rpartition(".")[2], file=one["short_filename"], line=one["line"]) for one in stack
     ]
-    return ThreadStack(thread_id=pid, frames=calls, **kernel_view(pid))
-
-
-def kernel_view(pid: int) -> dict[str, Any]:
-    task = Path(f"/proc/{pid}/task/{pid}")
-    state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-    words = (task / "syscall").read_text().split()
-    if not words[0].lstrip("-").isdigit():
-        return {"state": state}
-    return {"state": state, "syscall": int(words[0]), "descriptor": descriptor(pid, words)}
-
-
-def descriptor(pid: int, words: list[str]) -> str | None:
-    if len(words) < 2 or wait_in(int(words[0]), MACHINE) not in ("file", "socket", "poll", "file_lock", "driver"):
-        return None
-    try:
-        return os.readlink(f"/proc/{pid}/fd/{int(words[1], 16)}")
-    except OSError:
-        return None
+    now = facts(pid, reads_memory=True).get(pid)
+    return now and ThreadStack(thread_id=pid, frames=calls, **now._asdict())
 
 
 Start = Callable[..., int]
@@ -243,6 +243,12 @@ RUNNING = Classified("running")
         ({"state": "S", "syscall": NUMBERS["nanosleep"]}, "file_lock", False, "lock"),
         ({"state": "S", "syscall": NUMBERS["select"], "descriptor": NO_DESCRIPTOR}, "running", False, "sleep"),
         ({"state": "S", "syscall": NUMBERS["select"]}, "running", False, "socket"),
+        ({"state": "S", "syscall": NUMBERS["poll"], "descriptor": NO_DESCRIPTOR}, "running", False, "sleep"),
+        ({"state": "S", "syscall": NUMBERS["poll"], "descriptor": "pipe:[7]"}, "running", False, "read"),
+        ({"state": "S", "syscall": NUMBERS["ppoll"], "descriptor": "socket:[7]"}, "running", False, "socket"),
+        ({"state": "S", "syscall": NUMBERS["epoll_wait"], "descriptor": "/dev/pts/0"}, "running", False, "read"),
+        ({"state": "S", "syscall": NUMBERS["poll"], "descriptor": "anon_inode:[eventfd]"}, "running", False, "socket"),
+        ({"state": "S", "syscall": NUMBERS["rt_sigsuspend"]}, "running", False, "sleep"),
         ({"state": "S", "syscall": NUMBERS["connect"]}, "running", False, "socket"),
         ({"state": "S", "syscall": NUMBERS["readv"], "descriptor": "socket:[7]"}, "running", False, "socket"),
         ({"state": "S", "syscall": NUMBERS["readv"], "descriptor": "/m/model.safetensors"}, "disk", False, "read"),

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Spawn, WaitFor
 from vllm_probes.judges.doing import NO_DESCRIPTOR
-from vllm_probes.judges.syscalls import numbers
+from vllm_probes.judges.syscalls import numbers, wait_in
 from vllm_probes.sensors.cgroup import mounts, text_of
 from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen, signal_state
 from vllm_probes.sensors.tree import descendants
@@ -46,6 +46,12 @@ def in_vfork(pid: int) -> bool:
     return bool(descendants(pid)) and "D" in {one.state for one in facts(pid).values()}
 
 
+def polled(pid: int) -> str | None:
+    """What its main thread polls, also by what is in its memory."""
+    now = facts(pid, reads_memory=True).get(pid)
+    return now.descriptor if now and wait_in(now.syscall, os.uname().machine) == "poll" else None
+
+
 def in_state(pid: int, state: str) -> ThreadFacts | None:
     found = main_thread(pid)
     return found if found and found.state == state else None
@@ -60,6 +66,12 @@ def in_state(pid: int, state: str) -> ThreadFacts | None:
         ("import socket; socket.create_server(('127.0.0.1', 0)).accept()", "accept4", r"socket:\[\d+\]"),
         ("import select; select.epoll().poll()", "epoll_wait epoll_pwait", r"anon_inode:\[eventpoll\]"),
         ("import os, select; select.select([os.pipe()[0]], [], [])", "select pselect6", "None"),
+        (
+            "import os, select; p = select.poll(); p.register(os.pipe()[0]); p.modify(3, 1); p.poll()",
+            "poll ppoll",
+            "None",
+        ),
+        ("import select; select.poll().poll()", "poll ppoll", NO_DESCRIPTOR),
         ("import select; select.select([], [], [], 60)", "select pselect6", NO_DESCRIPTOR),
         ("import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()", "futex", "None"),
         ("import subprocess; subprocess.run(['sleep', '60'])", "wait4", "None"),
@@ -74,6 +86,65 @@ def test_what_a_thread_is_blocked_in(code: str, calls: str, descriptor: str, pyt
 
     wait_for(is_there, message=f"it is not in {calls} on {descriptor}: {main_thread(pid)}")
     assert facts(pid)[pid].state == "S"
+
+
+POLLS = """
+import asyncio, ctypes, multiprocessing, os, select, socket, sys
+libc = ctypes.CDLL(None)
+fifo, (reader, writer), (a, b) = sys.argv[1], os.pipe(), socket.socketpair()
+os.mkfifo(fifo)
+fifo = os.open(fifo, os.O_RDWR)
+def poll(kind, *descriptors):
+    polling = kind()
+    for one in descriptors:
+        polling.register(one, select.POLLIN)
+    polling.poll()
+"""
+SOCKET, PIPE = r"socket:\[\d+\]", r"pipe:\[\d+\]"
+
+
+@pytest.mark.parametrize(
+    ("code", "descriptor"),
+    [
+        ("select.select([fifo], [], [])", ".*/fifo"),
+        ("select.select([reader, a], [], [])", SOCKET),
+        ("select.select([], [], [reader])", PIPE),
+        ("libc.select(1000, None, None, None, None)", NO_DESCRIPTOR),
+        ("poll(select.poll, fifo)", ".*/fifo"),
+        ("poll(select.poll, reader, fifo)", PIPE),
+        ("poll(select.poll, fifo, a)", SOCKET),
+        ("poll(select.poll, fifo, os.eventfd(0))", r"anon_inode:\[eventfd\]"),
+        ("poll(select.poll, fifo, select.epoll())", ".*/fifo"),
+        ("poll(select.poll, *(os.dup(fifo) for _ in range(200)))", ".*/fifo"),
+        ("poll(select.poll)", NO_DESCRIPTOR),
+        ("libc.poll((ctypes.c_int * 4)(-1, 1, reader, 1), 2, -1)", PIPE),
+        ("libc.poll((ctypes.c_int * 2)(-1, 1), 1, -1)", NO_DESCRIPTOR),
+        ("poll(select.epoll, reader)", PIPE),
+        ("poll(select.epoll, reader, a)", SOCKET),
+        ("poll(select.epoll)", r"anon_inode:\[eventpoll\]"),
+        ("asyncio.new_event_loop().run_forever()", SOCKET),
+        ("multiprocessing.Queue().get(timeout=60)", PIPE),
+        ("ends = multiprocessing.Pipe(); ends[0].poll(None)", SOCKET),
+    ],
+)
+def test_what_a_thread_polls(code: str, descriptor: str, spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
+    pid = spawned([sys.executable, "-c", POLLS + code, str(tmp_path / "fifo")]).pid
+
+    wait_for(lambda: re.fullmatch(descriptor, str(polled(pid))), message=f"it does not poll {descriptor}")
+
+
+def test_a_thread_that_polls_and_sleeps_in_turn(python: Python, wait_for: WaitFor) -> None:
+    """What it polls is not told of its sleep, nor anything that it does not poll."""
+    pid = python(
+        "import os, select, time\n"
+        "polling = select.poll(); polling.register(os.pipe()[0], select.POLLIN)\n"
+        "while True: polling.poll(1); time.sleep(0.001)"
+    )
+    wait_for(lambda: polled(pid))
+    looks = [facts(pid, reads_memory=True)[pid] for _ in range(2000)]
+    told = [one for one in looks if one.descriptor is not None]
+    assert {str(one.descriptor).partition(":")[0] for one in told} == {"pipe"}
+    assert {wait_in(one.syscall, os.uname().machine) for one in told} == {"poll"}
 
 
 def test_a_file_has_its_path_whatever_its_name(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
@@ -171,11 +242,28 @@ def test_of_a_process_in_state_d_only_what_never_waits_is_opened(python: Python,
         "from vllm_probes.sensors.threads import facts, ids_inside, is_frozen, signal_state\n"
         f"pid, opened = {pid}, set()\n"
         "sys.addaudithook(lambda event, args: opened.add(str(args[0])) if event == 'open' else None)\n"
-        "assert facts(pid); ids_inside(pid); is_frozen(pid); signal_state(pid, pid, 12)\n"
+        "assert facts(pid, reads_memory=True); ids_inside(pid); is_frozen(pid); signal_state(pid, pid, 12)\n"
         "print(*(path.rpartition('/')[2] for path in opened if path.startswith(f'/proc/{pid}/')))"
     )
     opened = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert set(opened.split()) == {"stat", "syscall", "status", "cgroup"}
+
+
+def test_the_memory_of_a_process_with_a_thread_in_state_d_is_left_alone(spawned: Spawn, wait_for: WaitFor) -> None:
+    code = (
+        "import os, select, sys, threading\n"
+        f"def stuck(): sys.stdin.readline(); exec({VFORK!r})\n"
+        "threading.Thread(target=stuck).start()\n"
+        "select.select([os.pipe()[0]], [], [])"
+    )
+    child = spawned([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    wait_for(lambda: str(polled(child.pid)).startswith("pipe:"))
+    assert child.stdin
+    child.stdin.write(b"\n")
+    child.stdin.flush()
+    wait_for(lambda: in_vfork(child.pid))
+    assert polled(child.pid) is None
+    assert facts(child.pid)[child.pid].state == "S"
 
 
 # --- rights, containers, control groups, signals ----------------------------------------------------------------------

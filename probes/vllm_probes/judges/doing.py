@@ -35,9 +35,12 @@ _BY_FRAME: dict[FrameClass, Doing] = {
 _PLAIN = (
     *(ast.Module, ast.Expr, ast.Pass, ast.Continue, ast.Break, ast.While, ast.If, ast.Assign, ast.AugAssign, ast.Name),
     *(ast.AnnAssign, ast.Constant, ast.expr_context, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.UnaryOp),
-    *(ast.unaryop, ast.BinOp, ast.Add, ast.Sub, ast.Mod),
+    *(ast.unaryop, ast.BinOp, ast.Add, ast.Sub, ast.Mod, ast.FloorDiv, ast.Mult),
+    *(ast.BitAnd, ast.BitOr, ast.BitXor, ast.RShift),
 )
 """Nodes of a line that runs nothing but Python: no call, no power, no item, no attribute."""
+_SMALL = 1024
+"""Products with a constant up to this are plain: those of two big numbers are long native work."""
 _CHILD_FRAMES = {"multiprocessing/process.py": ("join",), "multiprocessing/popen_fork.py": ("wait", "poll")}
 _WAITS_FOR_CHILD: frozenset[Wait | None] = frozenset(("child", "file", "poll", "sleep"))
 
@@ -52,9 +55,9 @@ def doing(thread: ThreadStack, classified: Classified, *, moved: bool | None, ma
     Frames decide what they prove (`frames`), the number of the system call the rest:
 
     * Reading, writing, and opening are `read`, unless the descriptor is a socket's.
-    * poll, select and epoll do not say by their first argument what they wait for. It is taken for a `socket`: pipes of
-      children are known by their frames, and event loops and ZMQ (whose notifiers stand for sockets) are all that is
-      left in practice.
+    * poll, select and epoll are `read`, too, where what they wait for is known and no socket; the notifiers of event
+      loops and ZMQ (`anon_inode`) stand for sockets. What is not known is taken for a `socket`: hardly anything else is
+      polled, and pipes of children are known by their frames. A poll on nothing is `sleep`.
     * A wait for a child is a `subprocess` however Python does it: wait4, a read of the child's output, or short sleeps.
     * A file lock is a `lock`, be it flock, fcntl, or a library that looks for it between short sleeps.
     * A call that is not known, a page fault, or a wait in a driver (ioctl) is `unknown`.
@@ -102,16 +105,27 @@ def is_plain(source: str) -> bool:
             tree = ast.parse(form)
         except (SyntaxError, ValueError):
             continue
-        return bool(source) and all(isinstance(node, _PLAIN) for node in ast.walk(tree))
+        return bool(source) and all(isinstance(node, _PLAIN) and not _is_product(node) for node in ast.walk(tree))
     return False
+
+
+def _is_product(node: ast.AST) -> bool:
+    """Whether it multiplies by anything but a small number."""
+    if not (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.Mult)):
+        return False
+    factors = (node.left, node.right) if isinstance(node, ast.BinOp) else (node.value,)
+    numbers = (one.value for one in factors if isinstance(one, ast.Constant))
+    return not any(isinstance(number, int | float) and abs(number) <= _SMALL for number in numbers)
 
 
 def _waiting(wait: Wait, descriptor: str) -> Doing:
     match wait:
         case "child":
             return "subprocess"
-        case "socket" | "poll":
+        case "socket":
             return "socket"
+        case "poll":
+            return "socket" if descriptor.partition(":")[0] in ("", "socket", "anon_inode") else "read"
         case "file":
             return "socket" if descriptor.startswith("socket:") else "read"
         case "open":

@@ -10,20 +10,20 @@ from vllm_probes.rows import ThreadStack
 
 Wait = Literal["socket", "file", "open", "poll", "sleep", "child", "lock", "file_lock", "yield", "driver"]
 """`socket`: it can only be one. `file`: on whatever its first argument stands for. `poll`: on several at once, which
-the first argument does not tell. `driver`: ioctl."""
+the first argument does not tell. `sleep`: for time or a signal. `driver`: ioctl."""
 
 NO_DESCRIPTOR = "nothing"
-"""`ThreadStack.descriptor` of a `select` on no descriptor at all: how Python before 3.11 sleeps."""
+"""`ThreadStack.descriptor` of a poll or select on no descriptor at all: how Python before 3.11 sleeps."""
 _NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         **{"accept": 43, "accept4": 288, "clock_nanosleep": 230, "connect": 42, "creat": 85, "epoll_pwait": 281},
         **{"epoll_pwait2": 441, "epoll_wait": 232, "fcntl": 72, "fdatasync": 75, "flock": 73, "fsync": 74},
         **{"futex": 202, "futex_wait": 455, "futex_waitv": 449, "getdents64": 217, "ioctl": 16, "nanosleep": 35},
-        **{"open": 2, "openat": 257, "openat2": 437, "poll": 7, "ppoll": 271, "pread64": 17, "preadv": 295},
-        **{"preadv2": 327, "pselect6": 270, "pwrite64": 18, "pwritev": 296, "read": 0, "readv": 19, "recvfrom": 45},
-        **{"recvmmsg": 299, "recvmsg": 47, "sched_yield": 24, "select": 23, "semop": 65, "semtimedop": 220},
-        **{"sendfile": 40, "sendmmsg": 307, "sendmsg": 46, "sendto": 44, "splice": 275, "wait4": 61, "waitid": 247},
-        **{"write": 1, "writev": 20},
+        **{"open": 2, "openat": 257, "openat2": 437, "pause": 34, "poll": 7, "ppoll": 271, "pread64": 17},
+        **{"preadv": 295, "preadv2": 327, "pselect6": 270, "pwrite64": 18, "pwritev": 296, "read": 0, "readv": 19},
+        **{"recvfrom": 45, "recvmmsg": 299, "recvmsg": 47, "rt_sigsuspend": 130, "rt_sigtimedwait": 128},
+        **{"sched_yield": 24, "select": 23, "semop": 65, "semtimedop": 220, "sendfile": 40, "sendmmsg": 307},
+        **{"sendmsg": 46, "sendto": 44, "splice": 275, "wait4": 61, "waitid": 247, "write": 1, "writev": 20},
     },
     "aarch64": {
         **{"accept": 202, "accept4": 242, "clock_nanosleep": 115, "connect": 203, "epoll_pwait": 22},
@@ -31,8 +31,9 @@ _NUMBERS: dict[str, dict[str, int]] = {
         **{"futex_wait": 455, "futex_waitv": 449, "getdents64": 61, "ioctl": 29, "nanosleep": 101, "openat": 56},
         **{"openat2": 437, "ppoll": 73, "pread64": 67, "preadv": 69, "preadv2": 286, "pselect6": 72, "pwrite64": 68},
         **{"pwritev": 70, "read": 63, "readv": 65, "recvfrom": 207, "recvmmsg": 243, "recvmsg": 212},
-        **{"sched_yield": 124, "semop": 193, "semtimedop": 192, "sendfile": 71, "sendmmsg": 269, "sendmsg": 211},
-        **{"sendto": 206, "splice": 76, "wait4": 260, "waitid": 95, "write": 64, "writev": 66},
+        **{"rt_sigsuspend": 133, "rt_sigtimedwait": 137, "sched_yield": 124, "semop": 193, "semtimedop": 192},
+        **{"sendfile": 71, "sendmmsg": 269, "sendmsg": 211, "sendto": 206, "splice": 76, "wait4": 260, "waitid": 95},
+        **{"write": 64, "writev": 66},
     },
 }
 _NAMES: dict[Wait, str] = {
@@ -41,7 +42,7 @@ _NAMES: dict[Wait, str] = {
     "writev",
     "open": "creat open openat openat2",
     "poll": "epoll_pwait epoll_pwait2 epoll_wait poll ppoll pselect6 select",
-    "sleep": "clock_nanosleep nanosleep",
+    "sleep": "clock_nanosleep nanosleep pause rt_sigsuspend rt_sigtimedwait",
     "child": "wait4 waitid",
     "lock": "futex futex_wait futex_waitv semop semtimedop",
     "file_lock": "fcntl flock",

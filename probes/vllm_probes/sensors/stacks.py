@@ -107,7 +107,7 @@ async def _capture_one(
         async with _turn(turns):
             printed = await read_stacks(py_spy, target, timeout_s)
             read = decode(printed, target)
-            kernel = facts(target.pid)
+            kernel = facts(target.pid, reads_memory=True)
             python = _thread_stacks(read, target.pid)
             if closely:
                 python = await _closer(read, python, kernel, target, py_spy)

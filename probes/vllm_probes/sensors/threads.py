@@ -1,30 +1,18 @@
 """What the kernel says of the threads of a process, read from /proc: state, CPU, system call, descriptor.
 
-Only files that the kernel fills in without the lock of the process's memory (proc_pid_cmdline(5), environ and maps take
-it): a process in state D may hold that lock, and whoever reads those waits with it. Threads and processes come and go
-while one looks: whatever has vanished is left out, and nothing here raises for it.
+Only files that the kernel fills in without the lock of the process's memory (proc_pid_cmdline(5), environ, maps and mem
+take it): a process in state D may hold that lock, and whoever reads those waits with it. What a thread polls is in such
+a file, which is read only where asked for and while no thread is in that state. Threads and processes come and go while
+one looks: whatever has vanished is left out, and nothing here raises for it.
 """
 
-import os
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from vllm_probes.judges.doing import NO_DESCRIPTOR
-from vllm_probes.judges.syscalls import Wait, numbers, wait_in
 from vllm_probes.sensors import tree
 from vllm_probes.sensors.cgroup import Mount, group, mounts, text_of
-
-_MACHINE = os.uname().machine
-_WAITS_ON_ONE: frozenset[Wait | None] = frozenset(("socket", "file", "file_lock", "driver"))
-_ON_DESCRIPTOR = frozenset(
-    number
-    for name, number in numbers(_MACHINE).items()
-    if wait_in(number, _MACHINE) in _WAITS_ON_ONE or name.startswith("epoll_")
-)
-"""Calls whose first argument is a descriptor. That of poll and open is none: it is in the memory of the process."""
-_ON_COUNT = frozenset(number for name, number in numbers(_MACHINE).items() if name in ("select", "pselect6"))
-"""Calls whose first argument says how many descriptors to look at."""
+from vllm_probes.sensors.descriptors import call_of, named, polled
 
 
 class ThreadFacts(NamedTuple):
@@ -38,8 +26,8 @@ class ThreadFacts(NamedTuple):
     """Number of the system call that it is in, as this machine counts them; -1: blocked outside of one. None: it runs,
     or we have no right to trace it."""
     descriptor: str | None
-    """What the first argument of a call on a descriptor stands for: `socket:[…]`, `pipe:[…]`, a path; NO_DESCRIPTOR for
-    a `select` on none."""
+    """What it waits on: `socket:[…]`, `pipe:[…]`, a path; of several that it polls the one that tells most
+    (`descriptors.polled`); NO_DESCRIPTOR for a poll or select on none."""
 
 
 class SignalState(NamedTuple):
@@ -59,10 +47,22 @@ class SignalState(NamedTuple):
         return self.is_blocked or self.is_pending
 
 
-def facts(pid: int) -> dict[int, ThreadFacts]:
-    """Every thread of a process by its id; a zombie has one, in state Z, and what is gone has none."""
-    threads = ((int(thread), _facts_of(f"/proc/{pid}/task/{thread}")) for thread in tree.listing(f"/proc/{pid}/task"))
-    return {thread: found for thread, found in threads if found is not None}
+def facts(pid: int, *, reads_memory: bool = False) -> dict[int, ThreadFacts]:
+    """Every thread of a process by its id; a zombie has one, in state Z, and what is gone has none.
+
+    `reads_memory`: what is waited on by poll and select is looked for, too. Only for a process whose memory could just
+    be read: it may hang whoever tries.
+    """
+    folders = {int(thread): f"/proc/{pid}/task/{thread}" for thread in tree.listing(f"/proc/{pid}/task")}
+    looks = {thread: look for thread, folder in folders.items() if (look := _look(folder))}
+    found = {thread: one for thread, (one, _) in looks.items()}
+    if any(one.state == "D" for one in found.values()):
+        return found
+    for thread, (one, call) in looks.items():
+        is_readable = reads_memory and one.state == "S"
+        if descriptor := polled(folders[thread], call, reads_memory=is_readable):
+            found[thread] = one._replace(descriptor=descriptor)
+    return found
 
 
 def switch_count(pid: int, thread_id: int) -> int | None:
@@ -111,27 +111,15 @@ def signal_state(pid: int, thread: int, signal_number: int) -> SignalState:
     return SignalState(status["State"][0], *(bool(one >> (signal_number - 1) & 1) for one in sets))
 
 
-def _facts_of(folder: str) -> ThreadFacts | None:
+def _look(folder: str) -> tuple[ThreadFacts, list[int]] | None:
+    """What is known of a thread without what it polls, and the call that it is in."""
     # The name before field 3 may hold blanks and brackets.
     fields = tree.read(f"{folder}/stat").rpartition(b")")[2].decode().split()
     if not fields:
         return None
-    call = tree.read(f"{folder}/syscall").split()
-    number = int(call[0]) if call and call[0] != b"running" else None
-    descriptor = _descriptor(folder, number, int(call[1], 16)) if number is not None and number >= 0 else None
-    return ThreadFacts(fields[0], int(fields[11]) + int(fields[12]), number, descriptor)
-
-
-def _descriptor(folder: str, call: int, argument: int) -> str | None:
-    """None also where it was closed meanwhile. The argument is a whole register: a descriptor is its lower half."""
-    if call in _ON_COUNT:
-        return None if argument & 0xFFFFFFFF else NO_DESCRIPTOR
-    if call not in _ON_DESCRIPTOR:
-        return None
-    try:
-        return os.readlink(os.fsencode(f"{folder}/fd/{argument & 0xFFFFFFFF}")).decode(errors="replace")
-    except OSError:
-        return None
+    call = call_of(folder)
+    number = call[0] if call else None
+    return ThreadFacts(fields[0], int(fields[11]) + int(fields[12]), number, named(folder, call)), call
 
 
 def _status(folder: str) -> dict[str, list[str]]:

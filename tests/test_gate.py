@@ -152,6 +152,23 @@ def test_a_port_is_taken_by_who_listens_and_by_nobody_else(port: int) -> None:
     assert not ports.is_taken(port)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a network namespace")
+def test_connections_in_another_network_namespace(spawned: Spawn, port: int) -> None:
+    code = (
+        "import fcntl, socket, struct, sys, time\n"
+        "server = socket.socket()\n"
+        "fcntl.ioctl(server, 0x8914, struct.pack('16sH14x', b'lo', 1))\n"  # SIOCSIFFLAGS, IFF_UP: netdevice(7)
+        f"server.bind(('127.0.0.1', {port})); server.listen()\n"
+        "client = socket.create_connection(server.getsockname())\n"
+        "print(client.getsockname()[1], flush=True); time.sleep(60)"
+    )
+    inside = spawned(["unshare", "--net", sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert inside.stdout
+    own_port = int(inside.stdout.readline())
+    assert ports.client_ports(port) == set()
+    assert ports.client_ports(port, Path(f"/proc/{inside.pid}/net")) == {own_port}
+
+
 def test_a_listener_on_ipv6_counts() -> None:
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
         assert ports.is_taken(server.getsockname()[1])

@@ -7,14 +7,15 @@ import psutil
 from vllm_probes.judges.address import reachable
 
 _ESTABLISHED, _LISTEN = "01", "0A"
+_OWN_NET = Path("/proc/self/net")
 
 
-def is_taken(port: int, proc: Path = Path("/proc")) -> bool:
+def is_taken(port: int) -> bool:
     """Whether anything listens there, on any address of this network namespace (/proc/net/tcp, proc(5)).
 
     Connections that linger after a server's end do not count: vLLM binds with SO_REUSEADDR.
     """
-    return any(_listens(line, port) for name in ("tcp", "tcp6") for line in _lines(proc / "self" / "net" / name))
+    return any(_listens(line, port) for name in ("tcp", "tcp6") for line in _lines(_OWN_NET / name))
 
 
 def listener(port: int) -> int | None:
@@ -36,10 +37,13 @@ def listening(pid: int) -> list[tuple[str, int]]:
     return sorted(((reachable(ip), port) for ip, port in found), key=lambda one: one[1])
 
 
-def client_ports(port: int, proc: Path = Path("/proc")) -> set[int]:
-    """The other ends' ports of the connections that are open to a port of this host."""
+def client_ports(port: int, net: Path = _OWN_NET) -> set[int]:
+    """The other ends' ports of the connections that are open to a port of this host.
+
+    `net`: /proc/PID/net of a process of another network namespace, whose connections are meant.
+    """
     wanted = f":{port:04X} "  # thousands of other connections may be listed
-    lines = (line for name in ("tcp", "tcp6") for line in _lines(proc / "self" / "net" / name))
+    lines = (line for name in ("tcp", "tcp6") for line in _lines(net / name))
     fields = [line.split() for line in lines if wanted in line]
     return {_port(one[2]) for one in fields if one[3] == _ESTABLISHED and _port(one[1]) == port}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from vllm_probes.judges import rules as rule_module
 from vllm_probes.judges.literals import alternatives, is_bounded
@@ -19,12 +20,12 @@ SAMPLES = [(rule.id, sample) for rule in RULES.by_id.values() for sample in rule
 NOT_SAMPLES = [(rule.id, sample) for rule in RULES.by_id.values() for sample in rule.not_samples]
 
 
-def matched(sample: str) -> set[str]:
+def matched(sample: str, rules: RuleSet = RULES) -> set[str]:
     """The rules that know a line, or something of several lines; what harmless levels say counts, too."""
     if "\n" not in sample:
-        found = RULES.match(parse_line(clean(sample.encode())).message)
+        found = rules.match(parse_line(clean(sample.encode())).message)
         return {found.rule.id} if found else set()
-    stream = RecordStream(RULES)
+    stream = RecordStream(rules)
     lines = enumerate(sample.split("\n"), 1)
     matches = [match for number, line in lines for match in stream.feed(number, clean(line.encode()))]
     return {match.rule.id for match in [*matches, *stream.flush()] if match.rule}
@@ -48,6 +49,20 @@ def test_the_rules_of_the_program_are_sound() -> None:
 
 def test_every_rule_tells_what_it_is_not() -> None:
     assert [rule.id for rule in RULES.by_id.values() if not rule.not_samples] == []
+
+
+def test_every_alternative_of_a_rule_has_a_sample() -> None:
+    assert [
+        f"{rule.id}: {one.source}"
+        for rule in RULES.by_id.values()
+        for one in alternatives(rule.match)
+        if not any(matched(sample, alone(rule, one.source)) for sample in rule.samples)
+    ] == []
+
+
+def alone(rule: Rule, source: str) -> RuleSet:
+    """One alternative of a rule, without what has to come before it."""
+    return RuleSet([replace(rule, match=source, after=[])])
 
 
 def test_every_cause_has_an_address_of_the_documentation_and_levers_that_exist() -> None:

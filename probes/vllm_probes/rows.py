@@ -220,8 +220,8 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     syscall: int | None = None
     """Number of the system call that it is in (/proc/PID/task/TID/syscall); -1: blocked outside of one."""
     descriptor: str | None = None
-    """What the first argument of a call on a descriptor stands for: `socket:[…]`, `pipe:[…]`, a path; `nothing` for a
-    `select` on none."""
+    """What it waits on: `socket:[…]`, `pipe:[…]`, a path; of several that it polls the one that tells most; `nothing`
+    for a poll or select on none."""
 
 
 class StackFile(Row, frozen=True, kw_only=True):

@@ -25,6 +25,8 @@ from vllm_probes.launch.takeover import refusal
 LOG_INTERVAL_S = 0.1
 LOOK_INTERVAL_S = 1.0
 DISK_INTERVAL_S = 10.0
+LOOK_OUT_S = 3.0
+"""What a process may take to show its stacks while a hang is looked for: one that takes longer keeps a look waiting."""
 LINGER_S = 5.0
 """How long a keeper without a tree and without views waits for somebody."""
 
@@ -145,7 +147,7 @@ class Keeper:
         self._course.try_py_spy()
         if watch := self._course.watch:
             if reason := watch.wants_stacks():
-                self._start(watch.capture_stacks(reason))
+                self._start(watch.capture_stacks(reason, timeout_s=LOOK_OUT_S))
             self._on_stall.look(watch.vllm_version)
 
     async def _look_at_disk(self) -> None:

@@ -1,6 +1,7 @@
 """Notices that a run has fallen quiet, says so, and has stacks taken as long as that may mean something."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 from vllm_probes.events import ActivitySampled
 from vllm_probes.judges.probing import is_unanswered
@@ -123,7 +124,8 @@ class Lookout:
         if port is None or attempt is None:
             return None
         own = {int(client.rpartition(":")[2]) for client in (*attempt.own_clients, *probe_clients)}
-        return len(ports.client_ports(port) - own)
+        servers = [row.pid for row in self._stream.model.processes.values() if row.role == "api_server"]
+        return len(ports.client_ports(port, *(Path(f"/proc/{pid}/net") for pid in servers[:1])) - own)
 
     def _wake(self, connections: int | None, *, probed: bool) -> None:
         if self._told_mono is not None:

@@ -102,15 +102,6 @@ def read_a_pipe() -> None:
     path.read_bytes()
 
 
-def read_slowly() -> None:
-    """80 MB at 2 MB a second, as from a slow disk, and then it goes on."""
-    path = Path(f"{os.environ['HANG_FILE']}.weights")
-    path.write_bytes(bytes(80 << 20))
-    with path.open("rb", buffering=0) as file:
-        while file.read(1 << 20):
-            time.sleep(0.5)
-
-
 def wait_for_a_child() -> None:
     subprocess.run(["sleep", "1000"], check=False)
 
@@ -136,11 +127,10 @@ FAULTS: dict[str, Callable[[], object]] = {
     "read": read_a_pipe,
     "subprocess": wait_for_a_child,
     "socket": wait_on_a_socket,
-    "slow_read": read_slowly,
     "raise": fail,
     "once_more": go_on,
 }
-"""`slow_read` is none; `once_more`: the wrapped call is made twice, once."""
+"""`once_more`: the wrapped call is made twice, once."""
 
 
 class Order:

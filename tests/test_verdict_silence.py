@@ -32,7 +32,7 @@ from vllm_probes.events import (
     VerdictChanged,
 )
 from vllm_probes.judges.aftermath import hang_finding
-from vllm_probes.judges.verdict import STALLED_S
+from vllm_probes.judges.verdict import STALLED_S, START_STALLED_S, START_SUSPECT_S, SUSPECT_S
 from vllm_probes.rows import DebugSetting, ProcessRow, StackFile, ThreadStack
 
 Stack = Callable[[], ThreadStack]
@@ -342,19 +342,37 @@ def test_a_gap_between_looks_is_no_silence() -> None:
 
 
 STACKS = st.sampled_from([idle_worker, in_all_reduce, in_lock, unread, engine_idle, engine_waits])
-MOVES = ["tokens", "compilers"]
-
-
-@given(
-    st.lists(st.tuples(st.floats(0.1, 3.0), st.sampled_from(MOVES), STACKS, STACKS, STACKS), min_size=3, max_size=40)
+START_MOVES = ["log", "bytes", "children", "compilers", "download", "gpu_memory"]
+PHASES: list[tuple[State, list[str], float, float]] = [
+    ("serving", ["tokens", "compilers"], SUSPECT_S, STALLED_S),
+    ("loading", START_MOVES, START_SUSPECT_S, START_STALLED_S),
+    ("downloading", START_MOVES, START_SUSPECT_S, START_STALLED_S),
+]
+STEPS = st.lists(
+    st.tuples(st.floats(0.1, 30.0), st.none() | st.integers(0, 5), STACKS, STACKS, STACKS), min_size=3, max_size=40
 )
-def test_nothing_is_said_while_something_moves(steps: list[tuple[float, str, Stack, Stack, Stack]]) -> None:
-    story, at = Story(), 100.0
+
+
+@pytest.mark.parametrize(("state", "moves", "suspect_s", "stalled_s"), PHASES)
+@given(STEPS)
+def test_nothing_is_said_before_everything_has_stood_still_long_enough(
+    state: State,
+    moves: list[str],
+    suspect_s: float,
+    stalled_s: float,
+    steps: list[tuple[float, int | None, Stack, Stack, Stack]],
+) -> None:
+    story, at, moved = Story(state=state), 100.0, {"start": 100.0}
     for pause_s, what, engine, first, second in steps:
         at += pause_s
-        story.say(ActivitySampled, at, moved={what: at}, requests=1.0, connections=1)
+        if what is not None:
+            moved[moves[what % len(moves)]] = at
+        story.say(ActivitySampled, at, moved=dict(moved), requests=1.0, connections=1)
+        before = len(story.told)
         story.look(at, engine(), first(), second())
-    assert story.told == []
+        quiet_s = at - max(moved.values())
+        for one in story.told[before:]:
+            assert quiet_s >= {"ok": 0, "suspect": suspect_s, "stalled": stalled_s}[one.health]
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 20.0), STACKS, STACKS, STACKS), max_size=30))

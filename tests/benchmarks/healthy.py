@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tests.benchmarks.measure import own_state
-from tests.benchmarks.obstacles import slow_hub
+from tests.benchmarks.obstacles import slow_disk, slow_hub
 from tests.hang_plugin import Order
 from tests.real_server import Server
 from tests.real_vllm import RealVllm, provision
@@ -28,7 +28,8 @@ LONG = ["--max-model-len", "65536", "--max-num-batched-tokens", "65536"]
 LONG_WORDS = 10_000
 """Of five tokens or so each, in one step: on one rank it takes 16 s (measured), in which no counter moves."""
 ARGUMENTS = {"long_prefill": LONG, "mixed": LONG, "sleep_mode": ["--enable-sleep-mode"]}
-HEALTHY_S, FOUND_S = 180.0, 30.0
+OBSTACLES = {"slow_download": slow_hub, "slow_disk": slow_disk}
+HEALTHY_S, FOUND_S = 180.0, 15.0
 MIXED_MINUTES = 60.0
 
 
@@ -108,14 +109,12 @@ def watch(real: RealVllm, case: str, minutes: float) -> bool:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         own = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
         order = Order(folder)
-        if case in ("slow_disk", "then_hangs"):
+        if case == "then_hangs":
             own |= order.environment
         model = str(real.model)
-        if case == "slow_download":
-            model, more = slow_hub(real, folder).enter(stack)
+        if case in OBSTACLES:
+            model, more = OBSTACLES[case](real, folder).enter(stack)
             own |= more
-        if case == "slow_disk":
-            order.give("load 1 slow_read")
         if case == "busy_start":
             stack.enter_context(_busy_processes(4))
         environment = {**real.env, **stack.enter_context(own_state()), **own}
@@ -139,8 +138,9 @@ def _observe(server: Server, case: str, minutes: float, order: Order) -> bool:
         order.give("step 1 lock")
         server.send()
         found = server.until("verdict_changed", FOUND_S, lambda event: event["health"] == "stalled")
-        line += f", then found: {[one['process'] for one in found['culprits']] if found else 'nothing'}"
-        is_right = is_right and found is not None
+        named = [(one["pid"], one["doing"]) for one in found["culprits"]] if found else []
+        line += f", then found: {found['summary'] if found else 'nothing'}"
+        is_right = is_right and named == [(order.struck_pid, "lock")]
     print(f"{line}  {'right' if is_right else 'WRONG'}", flush=True)
     for event in told:
         print("    " + json.dumps({key: event[key] for key in ("time", "health", "kind", "summary", "evidence")}))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,15 @@ from pathlib import Path
 
 from tests.real_vllm import RealVllm
 
-FREEZERS = Path("/sys/fs/cgroup/freezer")
+FREEZERS, THROTTLES = Path("/sys/fs/cgroup/freezer"), Path("/sys/fs/cgroup/blkio")
+SLOW_DISK_BYTES_PER_S = 2_500_000
+LARGER_MODEL = """
+import sys
+from transformers import LlamaConfig, LlamaForCausalLM
+size = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=8)
+LlamaForCausalLM(LlamaConfig.from_pretrained(sys.argv[1], **size)).bfloat16().save_pretrained(sys.argv[2])
+"""
+"""250 MB of weights, in the place of those of the tiny model."""
 SLOW_BYTES_PER_S = 20_000
 REPOSITORY, REVISION, ETAG = "someone/tiny", "0" * 40, "1" * 40
 
@@ -82,6 +91,37 @@ def slow_hub(real: RealVllm, folder: Path) -> Obstacle:
         server.shutdown()
 
     return Obstacle(REPOSITORY, _hub(folder, server.server_port), stands)
+
+
+def slow_disk(real: RealVllm, folder: Path) -> Obstacle:
+    """Weights of 250 MB that are read from the disk at 2.5 MB a second, as vLLM reads them: by page faults.
+
+    Raises OSError where processes cannot be throttled (blkio of cgroup v1, and no partition in between).
+    """
+    model = folder / "model"
+    shutil.copytree(real.model, model)
+    subprocess.run([str(real.python), "-c", LARGER_MODEL, str(real.model), str(model)], check=True, capture_output=True)
+    return Obstacle(str(model), {}, lambda: _throttled(next(model.glob("*.safetensors"))))
+
+
+@contextmanager
+def _throttled(file: Path) -> Iterator[None]:
+    """This process and those that it starts, while they read from the disk of the file, which is in no memory."""
+    with file.open("rb") as weights:
+        os.fsync(weights.fileno())
+        os.posix_fadvise(weights.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        device = os.fstat(weights.fileno()).st_dev
+    group = THROTTLES / f"vllm-tui-{os.getpid()}"
+    group.mkdir()
+    limit = f"{os.major(device)}:{os.minor(device)} {SLOW_DISK_BYTES_PER_S}"
+    try:
+        (group / "blkio.throttle.read_bps_device").write_text(limit)
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            (THROTTLES / "cgroup.procs").write_text(pid)
+        group.rmdir()
 
 
 def _hub(folder: Path, port: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ from itertools import islice
 
 from msgspec.structs import replace
 
+from vllm_probes.judges.course import Course
 from vllm_probes.judges.matching import Match, RecordStream, telling_lines
 from vllm_probes.judges.rules import Rule, RuleSet
 from vllm_probes.judges.triage import MAX_RECORDS, Clue, find_causes
@@ -15,10 +16,13 @@ from vllm_probes.rows import ALARMING_LEVELS, Finding
 
 LINE_LIMIT_BYTES = 64 << 10
 BLOCK_LINES = 200
-_ALIVE = re.compile(
-    rb'" (?:20|4\d)\d(?: |$)|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%', re.M
+_WORK = re.compile(
+    rb'"POST \S{1,200} HTTP/[\d.]{1,3}" (?:20\d|400|422)(?: |$)'
+    rb"|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%",
+    re.M,
 )
-"""What a run writes only while it does its work; a server that refuses a request lives as well."""
+"""What a run writes only while it does its work; a server that finds fault with a request lives as well. Who asks for
+/metrics is answered without an engine, too."""
 _QUIET = re.compile(
     rb"No available (?:shared memory broadcast )?block|Still waiting|Waiting for "
     rb"|/(?:health|metrics|ping|load|version)\b|generation throughput: 0\.0 |ERROR|CRITICAL|Error\b|Traceback|^\s|^$"
@@ -50,7 +54,8 @@ class _Diagnosis:
     def __init__(self, rules: RuleSet, log: str) -> None:
         self._rules, self._log = rules, log
         self._stream = RecordStream(rules)
-        self._line_count = self._alive_line = 0
+        self._course = Course()
+        self._line_count = 0
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._clues: list[Clue] = []
         self._facts: dict[str, str] = {}
@@ -66,17 +71,22 @@ class _Diagnosis:
                 if at in telling or self._stream.awaits(number):
                     self._note(self._stream.feed(number, clean(raw)))
         data = b"\n".join(raws)
-        if alive := list(_ALIVE.finditer(data)):
-            self._alive_line = self._line_count + data.count(b"\n", 0, alive[-1].start()) + 1
+        for found in _WORK.finditer(data):
+            self._course.work(self._line_count + data.count(b"\n", 0, found.start()) + 1)
         self._line_count += len(raws)
         self._tail.extend(raws)
 
     def findings(self) -> list[Finding]:
         self._note(self._stream.flush())
-        clues = [replace(clue, went_on=clue.line_number < self._alive_line) for clue in self._clues]
+        self._course.close()
+        clues = [replace(clue, went_on=self._went_on(clue)) for clue in self._clues]
         if self._ends_waiting():
             clues = [_as_error(clue) for clue in clues]
         return find_causes(clues, self._facts, self._log, begin_is_missing=not self._has_begin)
+
+    def _went_on(self, clue: Clue) -> bool:
+        stepped = clue.rule is not None and self._course.stepped_after(clue.line_number, clue.writer)
+        return stepped or self._course.worked_after(clue.line_number)
 
     def _ends_waiting(self) -> bool:
         if not self._waits or (self._phase in SLOW_PHASES and len(self._waits) < STARTUP_NOTICES):
@@ -89,6 +99,7 @@ class _Diagnosis:
             self._facts.update(match.fields)
             if match.rule:
                 self._follow(match.rule, match.number)
+                self._course.follow(match.rule, match.number, match.record.head.process)
             if len(self._clues) < MAX_RECORDS and (clue := _clue(match)) and not self._is_orderly(clue):
                 self._clues.append(clue)
 
@@ -115,4 +126,11 @@ def _clue(match: Match) -> Clue | None:
         return None
     if match.rule and not match.rule.explains:
         return None
-    return Clue(match.number, match.line, match.rule, match.fields, match.record.head.process)
+    return Clue(
+        line_number=match.number,
+        line=match.line,
+        rule=match.rule,
+        fields=match.fields,
+        writer=match.record.head.process,
+        is_exception=match.statement.is_exception,
+    )

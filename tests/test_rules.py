@@ -99,8 +99,8 @@ def test_eager_mode_is_read_from_a_line_of_several_kilobytes() -> None:
 
 
 def test_a_stream_gives_statements_that_rules_know_and_exceptions_that_none_does() -> None:
-    head = "(EngineCore pid=2) ERROR 11-21 09:01:55 [core.py:1512] "
-    lines = ["EngineCore encountered a fatal error.", "Traceback (most recent call last):", '  File "a", line 1, in f']
+    head = "(Worker_TP1 pid=4) ERROR 11-21 09:01:55 [multiproc_executor.py:1063] "
+    lines = ["WorkerProc hit an exception.", "Traceback (most recent call last):", '  File "a", line 1, in f']
     stream = RecordStream(RULES)
     matches = [
         match
@@ -108,7 +108,7 @@ def test_a_stream_gives_statements_that_rules_know_and_exceptions_that_none_does
         for match in stream.feed(number, head + line)
     ]
     assert [(match.rule and match.rule.id, match.statement.number) for match in [*matches, *stream.flush()]] == [
-        ("engine-fatal", 1),
+        ("worker-exception", 1),
         (None, 5),
     ]
 

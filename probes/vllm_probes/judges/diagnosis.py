@@ -62,6 +62,8 @@ class _Diagnosis:
         self._waits: list[int] = []
         self._phase: str | None = None
         self._has_begin = self._is_ending = False
+        self._orderly_from = 0
+        """How many of the clues came before the run was told to end."""
 
     def take(self, raws: list[bytes]) -> None:
         telling = telling_lines(self._rules, raws)
@@ -82,7 +84,7 @@ class _Diagnosis:
         clues = [replace(clue, went_on=self._went_on(clue)) for clue in self._clues]
         if self._ends_waiting():
             clues = [_as_error(clue) for clue in clues]
-        return find_causes(clues, self._facts, self._log, begin_is_missing=not self._has_begin)
+        return find_causes(self._disorderly(clues), self._facts, self._log, begin_is_missing=not self._has_begin)
 
     def _went_on(self, clue: Clue) -> bool:
         stepped = clue.rule is not None and self._course.stepped_after(clue.line_number, clue.writer)
@@ -100,8 +102,9 @@ class _Diagnosis:
             if match.rule:
                 self._follow(match.rule, match.number)
                 self._course.follow(match.rule, match.number, match.record.head.process)
-            if len(self._clues) < MAX_RECORDS and (clue := _clue(match)) and not self._is_orderly(clue):
+            if len(self._clues) < MAX_RECORDS and (clue := _clue(match)):
                 self._clues.append(clue)
+                self._orderly_from += not self._is_ending
 
     def _follow(self, rule: Rule, number: int) -> None:
         self._has_begin = self._has_begin or rule.phase in ("banner", "args")
@@ -110,9 +113,13 @@ class _Diagnosis:
         if rule.waits:
             self._waits.append(number)
 
-    def _is_orderly(self, clue: Clue) -> bool:
-        """What an engine that is told to stop says is no failure, if none came before."""
-        return self._is_ending and clue.tier != "cause" and all(one.tier == "notice" for one in self._clues)
+    def _disorderly(self, clues: list[Clue]) -> list[Clue]:
+        """Without what an engine that is told to stop says: that is no failure, if none came before."""
+        kept = clues[: self._orderly_from]
+        for clue in clues[self._orderly_from :]:
+            if clue.tier == "cause" or any(one.tier != "notice" for one in kept):
+                kept.append(clue)
+        return kept
 
 
 def _as_error(clue: Clue) -> Clue:

@@ -30,6 +30,8 @@ _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
 _RAISING = re.compile(r"\s+raise \w")
 """A line of source with which an excerpt may begin: its words are those of the exception that follows."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
+_HUB_GOES_ON = re.compile(r"(?:Repository|Revision|Entry|Bucket) Not Found for url|Cannot access gated repo|Access to ")
+"""What comes after a blank line in messages of huggingface_hub (hf_raise_for_status in utils/_http.py of 0.36)."""
 _IGNORED = "Exception ignored in"
 """What Python writes before the traceback of an exception that nobody could catch: the run goes on."""
 _NEXT_WRITER = re.compile(r"Process \S+:$")
@@ -181,7 +183,7 @@ class _Draft:
         if _CHAIN.match(text):
             return True
         if self._state == "gap":
-            return not text.strip()
+            return not text.strip() or bool(_HUB_GOES_ON.match(text))
         if text.endswith(TRACEBACK):
             return text[0].isspace()  # of an exception group
         return self._span < SPAN_LINES and not _NEXT_WRITER.match(text)
@@ -244,7 +246,9 @@ class _Draft:
         self._span += 1
         if not text.strip() and self._head.shape in _BARE:
             self._state = "gap"
-        elif self._span <= SPAN_LINES:
+            return
+        self._state = "exception"
+        if self._span <= SPAN_LINES:
             self._statements[-1].text += "\n" + text
             self._statements[-1].more.append((number, line))
 

@@ -30,8 +30,9 @@ _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
 _RAISING = re.compile(r"\s+raise \w")
 """A line of source with which an excerpt may begin: its words are those of the exception that follows."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
-_HUB_GOES_ON = re.compile(r"(?:Repository|Revision|Entry|Bucket) Not Found for url|Cannot access gated repo|Access to ")
-"""What comes after a blank line in messages of huggingface_hub (hf_raise_for_status in utils/_http.py of 0.36)."""
+_HUB_GOES_ON = re.compile(r"(?:Repository|Revision|Entry) Not Found for url|Cannot access (?:gated repo|repository) for url")
+"""What comes after a blank line in messages of huggingface_hub (hf_raise_for_status in utils/_http.py)."""
+_DIGIT = re.compile(r"\d")
 _IGNORED = "Exception ignored in"
 """What Python writes before the traceback of an exception that nobody could catch: the run goes on."""
 _NEXT_WRITER = re.compile(r"Process \S+:$")
@@ -100,6 +101,8 @@ class RecordAssembler:
 
     def __init__(self) -> None:
         self._drafts: dict[object, _Draft] = {}
+        self._prefix = ""
+        """What stood before the first line of the last traceback, each digit as 0."""
 
     def awaits(self, number: int) -> bool:
         """A traceback is open that line `number` may go on with: it matters whatever it says."""
@@ -107,7 +110,7 @@ class RecordAssembler:
 
     def feed(self, number: int, text: str) -> list[Record]:
         """Take one cleaned line; give the records that it ends, and its own where nothing can follow."""
-        parsed = parse_line(text)
+        parsed = self._parse(text)
         writer = _writer(parsed)
         ended = self._pop([key for key, draft in self._drafts.items() if key != writer and draft.is_over(number)])
         if before := self._drafts.get(writer):
@@ -134,6 +137,18 @@ class RecordAssembler:
     def flush(self) -> list[Record]:
         """All open records: at the end, or after a quiet time."""
         return self._pop(list(self._drafts))
+
+    def _parse(self, text: str) -> ParsedLine:
+        """A prefix that nobody knows is one if it comes again after a traceback's first line."""
+        parsed = parse_line(text)
+        if parsed.shape != "plain":
+            return parsed
+        message, length = parsed.message, len(self._prefix)
+        if length and _DIGIT.sub("0", message[:length]) == self._prefix:
+            return parse_line(message[length:])
+        if message.endswith(TRACEBACK) and not message[0].isspace():
+            self._prefix = _DIGIT.sub("0", message.removesuffix(TRACEBACK))
+        return parsed
 
     def _pop(self, writers: list[object]) -> list[Record]:
         return [self._drafts.pop(writer).record() for writer in writers]

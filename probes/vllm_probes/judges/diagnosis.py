@@ -7,9 +7,9 @@ from itertools import islice
 
 from msgspec.structs import replace
 
-from vllm_probes.judges.course import Course
 from vllm_probes.judges.matching import Match, RecordStream, telling_lines
 from vllm_probes.judges.rules import Rule, RuleSet
+from vllm_probes.judges.survival import Survival
 from vllm_probes.judges.triage import MAX_RECORDS, Clue, find_causes
 from vllm_probes.log.line import clean
 from vllm_probes.rows import ALARMING_LEVELS, Finding
@@ -54,16 +54,14 @@ class _Diagnosis:
     def __init__(self, rules: RuleSet, log: str) -> None:
         self._rules, self._log = rules, log
         self._stream = RecordStream(rules)
-        self._course = Course()
+        self._survival = Survival()
         self._line_count = 0
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._clues: list[Clue] = []
         self._facts: dict[str, str] = {}
         self._waits: list[int] = []
         self._phase: str | None = None
-        self._has_begin = self._is_ending = False
-        self._orderly_from = 0
-        """How many of the clues came before the run was told to end."""
+        self._has_begin = False
 
     def take(self, raws: list[bytes]) -> None:
         telling = telling_lines(self._rules, raws)
@@ -74,21 +72,21 @@ class _Diagnosis:
                     self._note(self._stream.feed(number, clean(raw)))
         data = b"\n".join(raws)
         for found in _WORK.finditer(data):
-            self._course.work(self._line_count + data.count(b"\n", 0, found.start()) + 1)
+            self._survival.work(self._line_count + data.count(b"\n", 0, found.start()) + 1)
         self._line_count += len(raws)
         self._tail.extend(raws)
 
     def findings(self) -> list[Finding]:
         self._note(self._stream.flush())
-        self._course.close()
+        self._survival.close()
         clues = [replace(clue, went_on=self._went_on(clue)) for clue in self._clues]
         if self._ends_waiting():
             clues = [_as_error(clue) for clue in clues]
         return find_causes(self._disorderly(clues), self._facts, self._log, begin_is_missing=not self._has_begin)
 
     def _went_on(self, clue: Clue) -> bool:
-        stepped = clue.rule is not None and self._course.stepped_after(clue.line_number, clue.writer)
-        return stepped or self._course.worked_after(clue.line_number)
+        stepped = clue.rule is not None and self._survival.stepped_after(clue.line_number, clue.writer)
+        return stepped or self._survival.worked_after(clue.line_number)
 
     def _ends_waiting(self) -> bool:
         if not self._waits or (self._phase in SLOW_PHASES and len(self._waits) < STARTUP_NOTICES):
@@ -101,23 +99,22 @@ class _Diagnosis:
             self._facts.update(match.fields)
             if match.rule:
                 self._follow(match.rule, match.number)
-                self._course.follow(match.rule, match.number, match.record.head.process)
+                self._survival.follow(match.rule, match.number, match.record.head.process)
             if len(self._clues) < MAX_RECORDS and (clue := _clue(match)):
                 self._clues.append(clue)
-                self._orderly_from += not self._is_ending
 
     def _follow(self, rule: Rule, number: int) -> None:
         self._has_begin = self._has_begin or rule.phase in ("banner", "args")
-        self._is_ending = self._is_ending or rule.phase == "shutdown"
         self._phase = rule.phase or self._phase
         if rule.waits:
             self._waits.append(number)
 
     def _disorderly(self, clues: list[Clue]) -> list[Clue]:
         """Without what an engine that is told to stop says: that is no failure, if none came before."""
-        kept = clues[: self._orderly_from]
-        for clue in clues[self._orderly_from :]:
-            if clue.tier == "cause" or any(one.tier != "notice" for one in kept):
+        kept: list[Clue] = []
+        for clue in sorted(clues, key=lambda one: one.line_number):
+            orderly = clue.tier != "cause" and self._survival.ended_before(clue.line_number)
+            if not orderly or any(one.tier != "notice" for one in kept):
                 kept.append(clue)
         return kept
 

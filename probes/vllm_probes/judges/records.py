@@ -30,7 +30,9 @@ _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
 _RAISING = re.compile(r"\s+raise \w")
 """A line of source with which an excerpt may begin: its words are those of the exception that follows."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
-_HUB_GOES_ON = re.compile(r"(?:Repository|Revision|Entry) Not Found for url|Cannot access (?:gated repo|repository) for url")
+_HUB_GOES_ON = re.compile(
+    r"(?:(?:Repository|Revision|Entry) Not Found|Cannot access (?:gated repo|repository)) for url"
+)
 """What comes after a blank line in messages of huggingface_hub (hf_raise_for_status in utils/_http.py)."""
 _DIGIT = re.compile(r"\d")
 _IGNORED = "Exception ignored in"

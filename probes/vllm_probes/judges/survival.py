@@ -1,5 +1,6 @@
 """How a run went on: work that it did, steps of its start, deaths and new beginnings, by line numbers of its log."""
 
+from array import array
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,16 +12,18 @@ NEAR_LINES = 20
 come."""
 _DEATHS = ("worker_proc_died", "engine_core_died", "engine_init_failed_opaque")
 _BEGINNINGS = ("banner", "args")
-_ENDINGS = ("shutdown", "sleep")
+_NO_STEPS = ("shutdown", "sleep", "download")
+"""Bars of other files go on while one cannot be downloaded."""
 _NEVER = 1 << 62
 
 
-class Course:
+class Survival:
     """Takes what happened, then tells what a run survived."""
 
     def __init__(self) -> None:
-        self._works: list[int] = []
+        self._works = array("Q")
         self._deaths: list[int] = []
+        self._endings: list[int] = []
         self._beginnings: list[int] = []
         self._steps: defaultdict[str | None, list[int]] = defaultdict(list)
 
@@ -34,13 +37,20 @@ class Course:
             self._deaths.append(number)
         elif rule.phase in _BEGINNINGS:
             self._beginnings.append(number)
-        elif rule.phase and rule.phase not in _ENDINGS:
+        elif rule.phase == "shutdown":
+            self._endings.append(number)
+        elif is_step(rule):
             self._steps[writer].append(number)
 
     def close(self) -> None:
         """Everything was taken: records are told when they are complete, not in the order of their lines."""
-        for numbers in (self._works, self._deaths, self._beginnings, *self._steps.values()):
+        for numbers in (self._deaths, self._beginnings, self._endings, *self._steps.values()):
             numbers.sort()
+        self._deaths = [number for number in self._deaths if not self.ended_before(number)]
+
+    def ended_before(self, number: int) -> bool:
+        """The run was told to end before the line: the death of its processes is none."""
+        return _last(self._endings, number) > _last(self._beginnings, number)
 
     def worked_after(self, number: int) -> bool:
         """The run did its work after the line, and no death came before or right after it."""
@@ -54,6 +64,11 @@ class Course:
 
     def _lived(self, number: int) -> bool:
         return _last(self._deaths, number) <= _last(self._beginnings, number)
+
+
+def is_step(rule: Rule) -> bool:
+    """A process that says so goes on with its start."""
+    return rule.phase is not None and rule.phase not in (*_BEGINNINGS, *_NO_STEPS)
 
 
 def _last(numbers: Sequence[int], number: int) -> int:

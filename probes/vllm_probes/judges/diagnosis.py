@@ -1,9 +1,10 @@
 """What a log says went wrong, from its bytes alone."""
 
 import re
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable
-from itertools import islice
+from itertools import accumulate, islice
 
 from msgspec.structs import replace
 
@@ -64,17 +65,27 @@ class _Diagnosis:
         self._has_begin = False
 
     def take(self, raws: list[bytes]) -> None:
-        telling = telling_lines(self._rules, raws)
+        telling, taken = telling_lines(self._rules, raws), [-1]
         if telling or self._stream.awaits(self._line_count + 1):
             for at, raw in enumerate(raws):
                 number = self._line_count + at + 1
                 if at in telling or self._stream.awaits(number):
                     self._note(self._stream.feed(number, clean(raw)))
-        data = b"\n".join(raws)
-        for found in _WORK.finditer(data):
-            self._survival.work(self._line_count + data.count(b"\n", 0, found.start()) + 1)
+                    taken.append(at)
+        self._find_work(raws, taken)
         self._line_count += len(raws)
         self._tail.extend(raws)
+
+    def _find_work(self, raws: list[bytes], taken: list[int]) -> None:
+        """The first work after each line that was taken, and the first of all: nobody asks for more."""
+        data, position = b"\n".join(raws), -1
+        starts = list(accumulate((len(raw) + 1 for raw in raws), initial=0))
+        for start in (starts[at + 1] for at in taken):
+            if position < start:
+                if (found := _WORK.search(data, start)) is None:
+                    return
+                position = found.start()
+                self._survival.work(self._line_count + bisect_right(starts, position))
 
     def findings(self) -> list[Finding]:
         self._note(self._stream.flush())

@@ -148,6 +148,15 @@ def test_of_a_message_over_several_lines_the_line_that_tells_is_named() -> None:
     assert [(match.number, match.line) for match in [*matches, *stream.flush()]] == [(2, lines[1])]
 
 
+def test_a_message_that_was_wrapped_is_known() -> None:
+    lines = ["ValueError: No available memory for the", "cache blocks. Try more."]
+    stream = RecordStream(RULES)
+    matches = [match for number, line in enumerate(lines, 1) for match in stream.feed(number, line)]
+    assert [(match.rule and match.rule.id, match.number) for match in [*matches, *stream.flush()]] == [
+        ("kv-cache-none", 1)
+    ]
+
+
 def test_words_of_a_rule_are_found_in_bytes() -> None:
     assert b"unexpectedly" in RULES.telling(b"\x1b[31mWorker proc VllmWorker-1 died unexpectedly\x1b[0m")
     assert set(RULES.telling(b"nothing to see")) == set(RULES.telling(b""))

@@ -95,6 +95,8 @@ class RecordStream:
     def _known(self, record: Record, statement: Statement) -> Match | None:
         context = Context(record.frames if statement.is_exception else "", self._seen, self._version)
         found = self._rules.match(statement.text, context)
+        if found is None and "\n" in statement.text:  # a message that was wrapped on its way
+            found = self._rules.match(statement.text.replace("\n", " "), context)
         if found is None or _is_only_talk(found.rule, record):
             return None
         self._seen.add(found.rule.id)

@@ -140,6 +140,7 @@ def test_ranks_that_each_read_the_whole_checkpoint(ranks: int, told_of: list[str
     [
         ([WAIT.format(1), WAIT.format(2)], "error"),
         ([WAIT.format(1), POLLED, ""], "error"),
+        ([WAIT.format(1), "^C(APIServer pid=1) Traceback (most recent call last):", "KeyboardInterrupt"], "error"),
         ([WAIT.format(1), SERVED], "warning"),
         ([WAIT.format(1), *[POLLED] * (TAIL_LINES + 1)], "warning"),
         ([BANNER, "INFO 11-21 08:58:32 [monitor.py:1] Starting torch.compile", WAIT.format(1)], "warning"),

@@ -59,7 +59,7 @@ def test_a_bare_traceback(prefix: str) -> None:
     assert (found[1].level, exceptions(found[1])) == ("error", [(6, "OSError: [Errno 98] Address already in use")])
 
 
-@pytest.mark.parametrize("prefix", ["job 7 says> ", "21.27.{second} node/3: "])
+@pytest.mark.parametrize("prefix", ["    ", "job 7 says> ", "21.27.{second} node/3: "])
 def test_a_traceback_behind_a_prefix_that_nobody_knows(prefix: str) -> None:
     lines = [prefix.format(second=10 + at) + line for at, line in enumerate([*FRAMES, "ValueError: no room"])]
     (record,) = records(*lines)

@@ -25,8 +25,9 @@ _WORK = re.compile(
 """What a run writes only while it does its work; a server that finds fault with a request lives as well. Who asks for
 /metrics is answered without an engine, too."""
 _QUIET = re.compile(
-    rb"No available (?:shared memory broadcast )?block|Still waiting|Waiting for "
-    rb"|/(?:health|metrics|ping|load|version)\b|generation throughput: 0\.0 |ERROR|CRITICAL|Error\b|Traceback|^\s|^$"
+    rb"No available (?:shared memory broadcast )?block|Still waiting|Waiting for |Trying to resume"
+    rb"|/(?:health|metrics|ping|load|version)\b|generation throughput: 0\.0 "
+    rb"|ERROR|CRITICAL|Error\b|Traceback|Interrupt\b|^(?:\([^()]{1,60}\) |\[rank\d{1,4}\]: ?){0,3}(?:\s|$)"
 )
 """What may come after a notice of waiting though nothing moves."""
 TAIL_LINES = 200

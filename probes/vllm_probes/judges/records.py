@@ -29,6 +29,8 @@ _CHAIN = re.compile(r"During handling of the above exception, another|The above 
 _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
 _RAISING = re.compile(r"\s+raise \w")
 """A line of source with which an excerpt may begin: its words are those of the exception that follows."""
+_GROUP = re.compile(r"\s*[+|] ")
+"""How a line of an exception group begins."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
 _HUB_GOES_ON = re.compile(
     r"(?:(?:Repository|Revision|Entry) Not Found|Cannot access (?:gated repo|repository)) for url"
@@ -148,7 +150,7 @@ class RecordAssembler:
         message, length = parsed.message, len(self._prefix)
         if length and _DIGIT.sub("0", message[:length]) == self._prefix:
             return parse_line(message[length:])
-        if message.endswith(TRACEBACK) and not message[0].isspace():
+        if message.endswith(TRACEBACK) and not _GROUP.match(message):
             self._prefix = _DIGIT.sub("0", message.removesuffix(TRACEBACK))
         return parsed
 

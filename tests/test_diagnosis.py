@@ -74,6 +74,8 @@ def test_waiting_is_the_cause_only_where_nothing_better_came() -> None:
         "engine-dead",
     ]
     assert [one[0] for one in told(WAIT.format(1), WAIT.format(2), DEAD)] == ["shm-wait", "engine-dead"]
+    retry = "(APIServer pid=1) WARNING 11-21 08:53:06 [a.py:63] timed out, retrying 1 of 2"
+    assert [one[::2] for one in told(retry, WAIT.format(1))] == [("shm-wait", "error"), ("hub-retry", "warning")]
 
 
 def test_of_a_chain_the_exception_that_got_out_is_told() -> None:
@@ -157,6 +159,8 @@ def test_errors_that_a_run_survives_are_warnings() -> None:
     assert [one[2] for one in told(STRANGE, SERVED.replace("200 OK", "500 Internal Server Error"))] == ["error"]
     assert [one[2] for one in told(SERVED, STRANGE)] == ["error"]
     assert [one[2] for one in told(STRANGE, POLLED)] == ["error"]
+    coloured = SERVED.replace('"POST', '"\x1b[1mPOST').replace('1.1" 200', '1.1\x1b[0m" \x1b[32m200')
+    assert [one[2] for one in told(STRANGE, coloured)] == ["warning"]
 
 
 def test_after_a_death_nothing_is_survived() -> None:

@@ -12,14 +12,15 @@ from vllm_probes.judges.matching import Match, RecordStream, telling_lines
 from vllm_probes.judges.rules import Rule, RuleSet
 from vllm_probes.judges.survival import Survival
 from vllm_probes.judges.triage import MAX_RECORDS, Clue, find_causes
+from vllm_probes.log.heads import COLOUR
 from vllm_probes.log.line import clean
 from vllm_probes.rows import ALARMING_LEVELS, Finding
 
 LINE_LIMIT_BYTES = 64 << 10
 BLOCK_LINES = 200
 _WORK = re.compile(
-    rb'"POST \S{1,200} HTTP/[\d.]{1,3}" (?:20\d|400|422)(?: |$)'
-    rb"|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%",
+    rb'"%(c)sPOST \S{1,200} HTTP/[\d.]{1,3}%(c)s" %(c)s(?:20\d|400|422)(?: |$)' % {b"c": COLOUR}
+    + rb"|Application startup complete|throughput: (?:[1-9]|0\.[1-9])|Processed prompts: 100%",
     re.M,
 )
 """What a run writes only while it does its work; a server that finds fault with a request lives as well. Who asks for
@@ -61,7 +62,7 @@ class _Diagnosis:
         self._tail: deque[bytes] = deque(maxlen=TAIL_LINES)
         self._clues: list[Clue] = []
         self._facts: dict[str, str] = {}
-        self._waits: list[int] = []
+        self._waits: list[tuple[int, Rule]] = []
         self._phase: str | None = None
         self._has_begin = False
 
@@ -92,19 +93,23 @@ class _Diagnosis:
         self._note(self._stream.flush())
         self._survival.close()
         clues = [replace(clue, went_on=self._went_on(clue)) for clue in self._clues]
-        if self._ends_waiting():
-            clues = [_as_error(clue) for clue in clues]
+        if waits := self._waits_at_end():
+            clues = [_as_error(clue) if clue.rule == waits else clue for clue in clues]
         return find_causes(self._disorderly(clues), self._facts, self._log, begin_is_missing=not self._has_begin)
 
     def _went_on(self, clue: Clue) -> bool:
         stepped = clue.rule is not None and self._survival.stepped_after(clue.line_number, clue.writer)
         return stepped or self._survival.worked_after(clue.line_number)
 
-    def _ends_waiting(self) -> bool:
-        if not self._waits or (self._phase in SLOW_PHASES and len(self._waits) < STARTUP_NOTICES):
-            return False
-        after = self._line_count - self._waits[-1]
-        return after < TAIL_LINES and all(map(_QUIET.search, [*self._tail][-after:] if after else []))
+    def _waits_at_end(self) -> Rule | None:
+        """What the log waits for where it ends."""
+        number, rule = self._waits[-1] if self._waits else (0, None)
+        notices = sum(one == rule for _, one in self._waits)
+        if self._phase in SLOW_PHASES and notices < STARTUP_NOTICES:
+            return None
+        after = self._line_count - number
+        is_last = after < TAIL_LINES and all(map(_QUIET.search, [*self._tail][-after:] if after else []))
+        return rule if is_last else None
 
     def _note(self, matches: Iterable[Match]) -> None:
         for match in matches:
@@ -119,7 +124,7 @@ class _Diagnosis:
         self._has_begin = self._has_begin or rule.phase in ("banner", "args")
         self._phase = rule.phase or self._phase
         if rule.waits:
-            self._waits.append(number)
+            self._waits.append((number, rule))
 
     def _disorderly(self, clues: list[Clue]) -> list[Clue]:
         """Without what an engine that is told to stop says: that is no failure, if none came before."""
@@ -132,9 +137,7 @@ class _Diagnosis:
 
 
 def _as_error(clue: Clue) -> Clue:
-    if clue.rule is None or not clue.rule.waits:
-        return clue
-    return replace(clue, rule=replace(clue.rule, severity="error"))
+    return replace(clue, rule=clue.rule and replace(clue.rule, severity="error"))
 
 
 def _clue(match: Match) -> Clue | None:

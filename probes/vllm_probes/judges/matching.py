@@ -122,7 +122,7 @@ def _without_repeats(matches: Iterable[Match]) -> Iterable[Match]:
 
 def _kind(match: Match) -> object:
     rule, statement = match.rule, match.statement
-    return (rule.class_, rule.role) if rule and statement.is_exception else statement.number
+    return (rule.class_, rule.role) if rule and statement.is_exception else statement.text
 
 
 def _says_more(one: Statement, before: Statement) -> bool:

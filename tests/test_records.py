@@ -67,6 +67,12 @@ def test_a_traceback_behind_a_prefix_that_nobody_knows(prefix: str) -> None:
     assert (record.exception.text, record.exception.line) == ("ValueError: no room", lines[-1])
 
 
+def test_words_before_a_traceback_are_no_prefix() -> None:
+    first, second = records("Error " + FRAMES[0], *FRAMES[1:], "ValueError: no", "", "Error of somebody else")
+    assert [exceptions(record) for record in (first, second)] == [[(5, "ValueError: no")], []]
+    assert second.message == "Error of somebody else"
+
+
 def test_a_message_of_the_hub_goes_on_after_a_blank_line() -> None:
     link = "The above exception was the direct cause of the following exception:"
     hub = ["hub.NotFound: 404 Client Error.", "", "Repository Not Found for url: https://h/a/b.", "Check it.", "", link]

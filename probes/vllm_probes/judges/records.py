@@ -107,6 +107,8 @@ class RecordAssembler:
         self._drafts: dict[object, _Draft] = {}
         self._prefix = ""
         """What stood before the first line of the last traceback, each digit as 0."""
+        self._is_proven = False
+        """It came again, before a frame."""
 
     def awaits(self, number: int) -> bool:
         """A traceback is open that line `number` may go on with: it matters whatever it says."""
@@ -143,15 +145,16 @@ class RecordAssembler:
         return self._pop(list(self._drafts))
 
     def _parse(self, text: str) -> ParsedLine:
-        """A prefix that nobody knows is one if it comes again after a traceback's first line."""
+        """Without a prefix that nobody knows: what stands before a traceback's first line and its frames."""
         parsed = parse_line(text)
         if parsed.shape != "plain":
             return parsed
         message, length = parsed.message, len(self._prefix)
         if length and _DIGIT.sub("0", message[:length]) == self._prefix:
-            return parse_line(message[length:])
+            self._is_proven = self._is_proven or bool(_FRAME.match(message, length))
+            return parse_line(message[length:]) if self._is_proven else parsed
         if message.endswith(TRACEBACK) and not _GROUP.match(message):
-            self._prefix = _DIGIT.sub("0", message.removesuffix(TRACEBACK))
+            self._prefix, self._is_proven = _DIGIT.sub("0", message.removesuffix(TRACEBACK)), False
         return parsed
 
     def _pop(self, writers: list[object]) -> list[Record]:

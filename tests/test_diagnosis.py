@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vllm_probes.judges.diagnosis import LINE_LIMIT_BYTES, TAIL_LINES, diagnose
 from vllm_probes.judges.rules import RuleSet, load_rules
+from vllm_probes.judges.survival import NEAR_LINES
 from vllm_probes.judges.triage import NO_CAUSE, NOT_IN_LOG
 from vllm_probes.rows import Finding
 
@@ -56,6 +57,38 @@ def test_a_symptom_is_the_cause_only_where_nothing_better_came() -> None:
     lost = "(Worker_TP1 pid=4) RuntimeError: [../gloo/transport/tcp/pair.cc:534] Connection closed by peer"
     assert [one[:2] for one in told(lost, OPAQUE)] == [("gloo-lost", "cause"), ("engine-init-failed", "consequence")]
     assert [one[:2] for one in told(lost, NO_ROOM)] == [("kv-cache-none", "cause"), ("gloo-lost", "consequence")]
+
+
+def test_words_that_no_rule_knows_are_the_cause_only_where_nothing_better_came() -> None:
+    words = "ERROR:plugin:something odd was seen"
+    killed = CORE + "Worker proc VllmWorker-0 died unexpectedly (exit code: -11), shutting down executor."
+    assert told(words, killed)[0] == ("worker-segfault", "cause", "fatal", 2)
+    assert told(words, DEAD)[0] == (None, "cause", "error", 1)
+
+
+def test_waiting_is_the_cause_only_where_nothing_better_came() -> None:
+    late = CORE + "TimeoutError: RPC call to sample_tokens timed out."
+    assert [one[0] for one in told(WAIT.format(1), WAIT.format(2), late, DEAD)] == [
+        "rpc-timeout",
+        "shm-wait",
+        "engine-dead",
+    ]
+    assert [one[0] for one in told(WAIT.format(1), WAIT.format(2), DEAD)] == ["shm-wait", "engine-dead"]
+    retry = "(APIServer pid=1) WARNING 11-21 08:53:06 [a.py:63] timed out, retrying 1 of 2"
+    assert [one[::2] for one in told(retry, WAIT.format(1))] == [("shm-wait", "error"), ("hub-retry", "warning")]
+
+
+def test_of_a_chain_the_exception_that_got_out_is_told() -> None:
+    link = ["", "During handling of the above exception, another exception occurred:", ""]
+    first = [
+        "Traceback (most recent call last):",
+        '  File "a.py", line 1, in f',
+        "ValueError: 404 Client Error for url: x",
+    ]
+    last = [*first[:2], "OSError: a/b is not a local folder and is not a valid model identifier"]
+    assert told(*first, *link, *last) == [("hub-repository", "cause", "fatal", 9)]
+    for text in ("RuntimeError", "OSError: 404 Client Error for url: x"):
+        assert told(*first, *link, *first[:2], text)[0] == ("hub-repository", "cause", "fatal", 3)
 
 
 def test_what_a_log_does_not_hold_is_said() -> None:
@@ -109,6 +142,7 @@ def test_ranks_that_each_read_the_whole_checkpoint(ranks: int, told_of: list[str
     [
         ([WAIT.format(1), WAIT.format(2)], "error"),
         ([WAIT.format(1), POLLED, ""], "error"),
+        ([WAIT.format(1), "^C(APIServer pid=1) Traceback (most recent call last):", "KeyboardInterrupt"], "error"),
         ([WAIT.format(1), SERVED], "warning"),
         ([WAIT.format(1), *[POLLED] * (TAIL_LINES + 1)], "warning"),
         ([BANNER, "INFO 11-21 08:58:32 [monitor.py:1] Starting torch.compile", WAIT.format(1)], "warning"),
@@ -124,6 +158,50 @@ def test_errors_that_a_run_survives_are_warnings() -> None:
     assert [one[2] for one in told(STRANGE, SERVED.replace("200 OK", "400 Bad Request"))] == ["warning"]
     assert [one[2] for one in told(STRANGE, SERVED.replace("200 OK", "500 Internal Server Error"))] == ["error"]
     assert [one[2] for one in told(SERVED, STRANGE)] == ["error"]
+    assert [one[2] for one in told(STRANGE, POLLED)] == ["error"]
+    coloured = SERVED.replace('"POST', '"\x1b[1mPOST').replace('1.1" 200', '1.1\x1b[0m" \x1b[32m200')
+    assert [one[2] for one in told(STRANGE, coloured)] == ["warning"]
+
+
+def test_after_a_death_nothing_is_survived() -> None:
+    assert [one[2] for one in told(STRANGE, SERVED, DEAD)] == ["error", "fatal"]
+    assert [one[2] for one in told(STRANGE, *[SERVED] * NEAR_LINES, DEAD)] == ["fatal", "warning"]
+    assert [one[2] for one in told(DEAD, STRANGE, SERVED)] == ["error", "fatal"]
+    assert [one[2] for one in told(DEAD, BANNER, STRANGE, SERVED)] == ["fatal", "warning"]
+
+
+HUB = "(APIServer pid=1) ERROR 11-21 08:53:06 [repo_utils.py:65] Error retrieving safetensors: "
+HUB += "Repo id must be in the form 'repo_name' or 'namespace/repo_name': '/models/none'."
+STEP = "({}) INFO 11-21 08:53:07 [model.py:9] Using max model len 4096"
+
+
+@pytest.mark.parametrize(
+    ("lines", "severity"),
+    [
+        ([STEP.format("APIServer pid=1")], "warning"),
+        ([SERVED], "warning"),
+        ([], "fatal"),
+        ([STEP.format("EngineCore pid=2")], "fatal"),
+        ([DEAD, STEP.format("APIServer pid=1")], "fatal"),
+        ([BANNER, STEP.format("APIServer pid=1")], "fatal"),
+    ],
+)
+def test_known_errors_that_a_start_survives_are_warnings(lines: list[str], severity: str) -> None:
+    assert [one.severity for one in findings(HUB, *lines) if one.rule == "hub-repository"] == [severity]
+
+
+ASGI = [
+    "(APIServer pid=1) ERROR:    Exception in ASGI application",
+    "(APIServer pid=1) Traceback (most recent call last):",
+]
+FRAME = '(APIServer pid=1)   File "/opt/v/middleware.py", line 9, in dispatch'
+
+
+def test_the_traceback_of_a_request_is_no_failure_but_the_death_that_it_tells_of() -> None:
+    assert told(*ASGI, FRAME, "(APIServer pid=1) RuntimeError: nobody asked") == []
+    assert told(*ASGI, FRAME, "(APIServer pid=1) EngineDeadError")[0][:2] == ("engine-dead", "consequence")
+    strange = ["Traceback (most recent call last):", FRAME.partition(") ")[2], "RuntimeError: nobody asked"]
+    assert told(*ASGI, FRAME, "(APIServer pid=1) ValueError: x", *strange) == [(None, "cause", "error", 7)]
 
 
 def test_requests_that_were_refused_are_no_failures() -> None:
@@ -135,6 +213,8 @@ def test_requests_that_were_refused_are_no_failures() -> None:
 def test_an_orderly_end_is_no_failure() -> None:
     assert told(BANNER, SHUTDOWN, DEAD) == []
     assert [one[0] for one in told(BANNER, NO_ROOM, SHUTDOWN, DEAD)] == ["kv-cache-none", "engine-dead"]
+    assert [one[2] for one in told(BANNER, STRANGE, SERVED, SHUTDOWN, DEAD)] == ["warning"]
+    assert [one[0] for one in told(BANNER, SHUTDOWN, DEAD, BANNER, DEAD)] == ["engine-dead"]
 
 
 def test_an_assertion_without_words_is_told_by_its_source() -> None:

@@ -155,6 +155,25 @@ LINES = [
         "(RayWorkerWrapper pid=7, ip=10.0.0.2) Fatal Python error: Bus error",
         ("prefixed", "RayWorkerWrapper", 7, None, None, None, None, "Fatal Python error: Bus error"),
     ),
+    *(
+        (prefix + "(Worker_TP1 pid=7)   File", ("prefixed", "Worker_TP1", 7, 1, None, None, None, "  File"))
+        for prefix in (
+            "^C",
+            "0: ",
+            " 3: ",
+            "[1,0]<stderr>:",
+            "[default3]:",
+            "vllm.2.x1@node-7    | ",
+            "[pod/vllm-0/server] ",
+            "vllm-7c9d-x2 server ",
+            "2025-09-14T12:11:19+0200 gpu7 vllm[2210]: ",
+            "Sep 14 12:11:19.123456 gpu7 vllm[2210]: ",
+            "Sun 2025-09-14 12:11:19 CEST gpu7 vllm[2210]: ",
+            "[ 1234.567890] gpu7 vllm[2210]: ",
+        )
+    ),
+    ("    0: 'a',", ("plain", None, None, None, None, None, None, "    0: 'a',")),
+    ("single-node run failed", ("plain", None, None, None, None, None, None, "single-node run failed")),
     ("vllm-1  | Killed", ("plain", None, None, None, None, None, None, "Killed")),
     ("x = f(pid=3) INFO", ("plain", None, None, None, None, None, None, "x = f(pid=3) INFO")),
     ("", ("plain", None, None, None, None, None, None, "")),

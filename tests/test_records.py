@@ -47,12 +47,37 @@ def test_a_traceback_within_a_record() -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "(APIServer pid=10) ", "[rank0]: ", "2026-05-01 21:27:19.056 | (APIServer pid=1) "]
+    "prefix",
+    [
+        *("", "(APIServer pid=10) ", "[rank0]: ", "2026-05-01 21:27:19.056 | (APIServer pid=1) "),
+        *("0: ", "[pod/vllm-0/vllm] ", "vllm-7c9d-x2 vllm [rank0]: ", "2026-05-01T21:27:19+0200 gpu7 vllm[22]: "),
+    ],
 )
 def test_a_bare_traceback(prefix: str) -> None:
     found = records(INFO, *(prefix + line for line in [*FRAMES, "OSError: [Errno 98] Address already in use"]), INFO)
     assert [record.line_number for record in found] == [1, 2, 7]
     assert (found[1].level, exceptions(found[1])) == ("error", [(6, "OSError: [Errno 98] Address already in use")])
+
+
+@pytest.mark.parametrize("prefix", ["    ", "job 7 says> ", "21.27.{second} node/3: "])
+def test_a_traceback_behind_a_prefix_that_nobody_knows(prefix: str) -> None:
+    lines = [prefix.format(second=10 + at) + line for at, line in enumerate([*FRAMES, "ValueError: no room"])]
+    (record,) = records(*lines)
+    assert record.exception is not None
+    assert (record.exception.text, record.exception.line) == ("ValueError: no room", lines[-1])
+
+
+def test_words_before_a_traceback_are_no_prefix() -> None:
+    first, second = records("Error " + FRAMES[0], *FRAMES[1:], "ValueError: no", "", "Error of somebody else")
+    assert [exceptions(record) for record in (first, second)] == [[(5, "ValueError: no")], []]
+    assert second.message == "Error of somebody else"
+
+
+def test_a_message_of_the_hub_goes_on_after_a_blank_line() -> None:
+    link = "The above exception was the direct cause of the following exception:"
+    hub = ["hub.NotFound: 404 Client Error.", "", "Repository Not Found for url: https://h/a/b.", "Check it.", "", link]
+    (record,) = records(*FRAMES, *hub, "", *FRAMES, "OSError: no such model")
+    assert [number for number, _ in exceptions(record)] == [5, 16]
 
 
 @pytest.mark.parametrize(

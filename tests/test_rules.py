@@ -114,8 +114,8 @@ def test_eager_mode_is_read_from_a_line_of_several_kilobytes() -> None:
 
 
 def test_a_stream_gives_statements_that_rules_know_and_exceptions_that_none_does() -> None:
-    head = "(EngineCore pid=2) ERROR 11-21 09:01:55 [core.py:1512] "
-    lines = ["EngineCore encountered a fatal error.", "Traceback (most recent call last):", '  File "a", line 1, in f']
+    head = "(Worker_TP1 pid=4) ERROR 11-21 09:01:55 [multiproc_executor.py:1063] "
+    lines = ["WorkerProc hit an exception.", "Traceback (most recent call last):", '  File "a", line 1, in f']
     stream = RecordStream(RULES)
     matches = [
         match
@@ -123,7 +123,7 @@ def test_a_stream_gives_statements_that_rules_know_and_exceptions_that_none_does
         for match in stream.feed(number, head + line)
     ]
     assert [(match.rule and match.rule.id, match.statement.number) for match in [*matches, *stream.flush()]] == [
-        ("engine-fatal", 1),
+        ("worker-exception", 1),
         (None, 5),
     ]
 
@@ -161,6 +161,15 @@ def test_of_a_message_over_several_lines_the_line_that_tells_is_named() -> None:
     stream = RecordStream(RULES)
     matches = [match for number, line in enumerate(lines, 1) for match in stream.feed(number, line)]
     assert [(match.number, match.line) for match in [*matches, *stream.flush()]] == [(2, lines[1])]
+
+
+def test_a_message_that_was_wrapped_is_known() -> None:
+    lines = ["ValueError: No available memory for the", "cache blocks. Try more."]
+    stream = RecordStream(RULES)
+    matches = [match for number, line in enumerate(lines, 1) for match in stream.feed(number, line)]
+    assert [(match.rule and match.rule.id, match.number) for match in [*matches, *stream.flush()]] == [
+        ("kv-cache-none", 1)
+    ]
 
 
 def test_words_of_a_rule_are_found_in_bytes() -> None:

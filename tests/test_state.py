@@ -278,6 +278,14 @@ def test_a_cause_in_the_log_comes_before_the_signal_and_a_consequence_after_it()
         assert {"kv-cache-none", "engine-dead"} & {one.rule for one in exited.findings} == {rule}
 
 
+@pytest.mark.parametrize(("process", "first"), [("APIServer", "oom-gpu"), ("EngineCore", "hub-repository")])
+def test_an_error_after_which_its_process_went_on_is_no_cause(process: str, first: str) -> None:
+    story = Story().log("hub-repository", level="error", process="APIServer")
+    story.log("config", process=process).log("oom-gpu", level="error").end(1)
+    (exited,) = (event for event in story.told() if isinstance(event, Exited))
+    assert exited.findings[0].rule == first
+
+
 def test_findings_have_the_numbers_that_the_run_told_before() -> None:
     story = ready().log("dist_init", fields={"init_method": "tcp://10.0.0.1:1"})
     story.log("gloo-connect", level="error", message="Gloo connectFullMesh failed").end(1)

@@ -1,11 +1,11 @@
 """Lines of a log in, what rules know of them out."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from vllm_probes.judges.records import Record, RecordAssembler, Statement
+from vllm_probes.judges.records import LATE_LINES, Record, RecordAssembler, Statement
 from vllm_probes.judges.rules import Context, Rule, RuleSet
 from vllm_probes.log.marks import alarming_positions, positions_of
 
@@ -45,6 +45,8 @@ class RecordStream:
         self._assembler = RecordAssembler()
         self._seen: set[str] = set()
         self._version: str | None = None
+        self._covers: dict[str | None, int] = {}
+        """By process the line of words that cover its next traceback."""
 
     def awaits(self, number: int) -> bool:
         """Line `number` matters whatever it says: a traceback is open."""
@@ -66,25 +68,67 @@ class RecordStream:
         return [match for record in records for match in self._matches(record)]
 
     def _matches(self, record: Record) -> Iterator[Match]:
+        matches = list(self._known_in(record))
+        if self._is_covered(record):
+            yield from (match for match in matches if match.rule and match.rule.role == "consequence")
+            return
+        yield from _without_repeats(matches)
         unknown = record.exception or next((found for found in record.statements if found.text.strip()), None)
-        known = False
+        told = [match.statement for match in matches]
+        if unknown and unknown not in told and (record.exception or not told) and not any(map(_is_harmless, matches)):
+            yield Match(record, unknown, None, {}, unknown.number, unknown.line)
+
+    def _known_in(self, record: Record) -> Iterator[Match]:
+        """What stands under harmless words is harmless."""
         for statement in record.statements:
             if match := self._known(record, statement):
-                known = known or statement is unknown or not record.exception
                 yield match
-                if match.rule and match.rule.role == "noise" and not statement.is_exception:
-                    return  # what stands under harmless words is harmless
-        if unknown and not known:
-            yield Match(record, unknown, None, {}, unknown.number, unknown.line)
+                if _is_harmless(match):
+                    return
+
+    def _is_covered(self, record: Record) -> bool:
+        """It is the traceback to the words of another record: only what tells of a death counts."""
+        if not record.is_traceback or record.head.level:
+            return False
+        return record.line_number - self._covers.pop(record.head.process, -LATE_LINES) < LATE_LINES
 
     def _known(self, record: Record, statement: Statement) -> Match | None:
         context = Context(record.frames if statement.is_exception else "", self._seen, self._version)
         found = self._rules.match(statement.text, context)
+        if found is None and "\n" in statement.text:  # a message that was wrapped on its way
+            found = self._rules.match(statement.text.replace("\n", " "), context)
         if found is None or _is_only_talk(found.rule, record):
             return None
         self._seen.add(found.rule.id)
+        if found.rule.covers and not record.is_traceback:
+            self._covers[record.head.process] = statement.number
         self._version = found.fields.get("version", self._version)
         return Match(record, statement, found.rule, found.fields, *statement.at(found.offset))
+
+
+def _is_harmless(match: Match) -> bool:
+    return match.rule is not None and match.rule.role == "noise" and not match.statement.is_exception
+
+
+def _without_repeats(matches: Iterable[Match]) -> Iterable[Match]:
+    """Of chained exceptions with one class the last that says something new: it is the one that got out."""
+    kept: dict[object, Match] = {}
+    for match in matches:
+        kind = _kind(match)
+        if kind not in kept or _says_more(match.statement, kept[kind].statement):
+            kept[kind] = match
+    return sorted(kept.values(), key=lambda match: match.number)
+
+
+def _kind(match: Match) -> object:
+    rule, statement = match.rule, match.statement
+    return (rule.class_, rule.role) if rule and statement.is_exception else statement.text
+
+
+def _says_more(one: Statement, before: Statement) -> bool:
+    """It is more than the name of an exception with the words of the one before."""
+    said = one.text.partition(": ")[2]
+    return bool(said) and said not in before.text
 
 
 def _is_only_talk(rule: Rule, record: Record) -> bool:

@@ -29,7 +29,14 @@ _CHAIN = re.compile(r"During handling of the above exception, another|The above 
 _FRAME = re.compile(r'\s*File "[^"]+", line \d+, in ')
 _RAISING = re.compile(r"\s+raise \w")
 """A line of source with which an excerpt may begin: its words are those of the exception that follows."""
+_GROUP = re.compile(r"\s*[+|] ")
+"""How a line of an exception group begins."""
 _GROUP_BAR = re.compile(r"^\s+\| (?=\S)")
+_HUB_GOES_ON = re.compile(
+    r"(?:(?:Repository|Revision|Entry) Not Found|Cannot access (?:gated repo|repository)) for url"
+)
+"""What comes after a blank line in messages of huggingface_hub (hf_raise_for_status in utils/_http.py)."""
+_DIGIT = re.compile(r"\d")
 _IGNORED = "Exception ignored in"
 """What Python writes before the traceback of an exception that nobody could catch: the run goes on."""
 _NEXT_WRITER = re.compile(r"Process \S+:$")
@@ -98,6 +105,10 @@ class RecordAssembler:
 
     def __init__(self) -> None:
         self._drafts: dict[object, _Draft] = {}
+        self._prefix = ""
+        """What stood before the first line of the last traceback, each digit as 0."""
+        self._is_proven = False
+        """It came again, before a frame."""
 
     def awaits(self, number: int) -> bool:
         """A traceback is open that line `number` may go on with: it matters whatever it says."""
@@ -105,7 +116,7 @@ class RecordAssembler:
 
     def feed(self, number: int, text: str) -> list[Record]:
         """Take one cleaned line; give the records that it ends, and its own where nothing can follow."""
-        parsed = parse_line(text)
+        parsed = self._parse(text)
         writer = _writer(parsed)
         ended = self._pop([key for key, draft in self._drafts.items() if key != writer and draft.is_over(number)])
         if before := self._drafts.get(writer):
@@ -132,6 +143,19 @@ class RecordAssembler:
     def flush(self) -> list[Record]:
         """All open records: at the end, or after a quiet time."""
         return self._pop(list(self._drafts))
+
+    def _parse(self, text: str) -> ParsedLine:
+        """Without a prefix that nobody knows: what stands before a traceback's first line and its frames."""
+        parsed = parse_line(text)
+        if parsed.shape != "plain":
+            return parsed
+        message, length = parsed.message, len(self._prefix)
+        if length and _DIGIT.sub("0", message[:length]) == self._prefix:
+            self._is_proven = self._is_proven or bool(_FRAME.match(message, length))
+            return parse_line(message[length:]) if self._is_proven else parsed
+        if message.endswith(TRACEBACK) and not _GROUP.match(message):
+            self._prefix, self._is_proven = _DIGIT.sub("0", message.removesuffix(TRACEBACK)), False
+        return parsed
 
     def _pop(self, writers: list[object]) -> list[Record]:
         return [self._drafts.pop(writer).record() for writer in writers]
@@ -181,7 +205,7 @@ class _Draft:
         if _CHAIN.match(text):
             return True
         if self._state == "gap":
-            return not text.strip()
+            return not text.strip() or bool(_HUB_GOES_ON.match(text))
         if text.endswith(TRACEBACK):
             return text[0].isspace()  # of an exception group
         return self._span < SPAN_LINES and not _NEXT_WRITER.match(text)
@@ -244,7 +268,9 @@ class _Draft:
         self._span += 1
         if not text.strip() and self._head.shape in _BARE:
             self._state = "gap"
-        elif self._span <= SPAN_LINES:
+            return
+        self._state = "exception"
+        if self._span <= SPAN_LINES:
             self._statements[-1].text += "\n" + text
             self._statements[-1].more.append((number, line))
 

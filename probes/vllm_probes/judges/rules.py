@@ -58,6 +58,10 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     until: str | None = None
     waits: bool = False
     """It tells of waiting: an error where a log ends with it."""
+    survivable: bool = False
+    """A run may go on after it: a warning where its process goes on with the start, or the server does its work."""
+    covers: bool = False
+    """Words before a traceback that is printed without prefix. What is said of harmless words holds for it, too."""
     phase: str | None = None
     label: str | None = None
     """What the phase is called on a screen."""

@@ -33,6 +33,7 @@ from vllm_probes.events import (
 from vllm_probes.judges import rendezvous
 from vllm_probes.judges.aftermath import ALONE, Circumstances, facts, hang_finding, signal_finding
 from vllm_probes.judges.rules import Rule
+from vllm_probes.judges.survival import is_step
 from vllm_probes.judges.titles import is_vllm_name
 from vllm_probes.judges.triage import MAX_FINDINGS, MAX_RECORDS, clue_of, find_causes
 from vllm_probes.rows import ALARMING_LEVELS, Role
@@ -189,11 +190,19 @@ def _log_recorded(rules: Mapping[str, Rule], memory: Memory, event: LogRecorded)
         return memory, []
     if rule.phase == "shutdown":
         return _shutdown(memory, event)
+    if is_step(rule) and memory.death_rule is None:
+        memory = replace(memory, alarms=tuple(one for one in memory.alarms if not _is_survived(rules, one, event)))
     memory, conclusions = _recognise(memory, event)
     for result in (_enter_phase, _note_progress, _note_generation):
         memory, more = result(memory, event, rule)
         conclusions += more
     return memory, conclusions
+
+
+def _is_survived(rules: Mapping[str, Rule], alarm: LogRecorded, step: LogRecorded) -> bool:
+    """Its process went on with the start."""
+    rule = rules.get(alarm.rule or "")
+    return rule is not None and rule.survivable and alarm.process == step.process
 
 
 def _shutdown(memory: Memory, event: LogRecorded) -> Result:

@@ -2,20 +2,20 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 from msgspec.structs import replace
 
 from vllm_probes.events import LogRecorded
 from vllm_probes.judges import ranksets
-from vllm_probes.judges.rules import Rule
+from vllm_probes.judges.rules import Rule, Severity
 from vllm_probes.rows import Finding
 
 MAX_RECORDS = 200
 """The first alarms of an attempt decide; a flood that follows adds nothing."""
 MAX_FINDINGS = 8
-KILLED_RULE = "worker-killed"
+KILLED_RULES = ("worker-killed", "engine-killed")
 SIGNALS = {
     4: "SIGILL: code for another processor",
     6: "SIGABRT: it aborted itself (NCCL's watchdog, an exception in C++, a GPU core dump)",
@@ -30,15 +30,17 @@ UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
 
+_SIGNAL_9 = re.compile(r"(?:-9|\b137)\b")
 _EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
 _FIELD = re.compile(r"\{(\w+)\}")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
-_TIERS = {"cause": 0, "symptom": 1, "consequence": 2, "notice": 3}
-Tier = Literal["cause", "symptom", "consequence", "notice"]
+Tier = Literal["cause", "symptom", "stall", "words", "consequence", "notice"]
+_TIERS: tuple[Tier, ...] = get_args(Tier)
+_EXPLAINING = _TIERS[: _TIERS.index("consequence")]
 
 
 class Clue(msgspec.Struct, frozen=True):
-    """A line that may explain something. `rule` None: an error that no rule knows."""
+    """A line that may explain something. `rule` None: an error that no rule knows, an exception or some words."""
 
     line_number: int
     line: str
@@ -46,29 +48,41 @@ class Clue(msgspec.Struct, frozen=True):
     fields: Mapping[str, str] = {}
     writer: str | None = None
     """The process that wrote it, by its log name."""
+    is_exception: bool = False
     went_on: bool = False
-    """The run did its work after it."""
+    """The run went on after it."""
 
     @property
     def tier(self) -> Tier:
-        """An error that no rule knows may well be the cause, or follow from one."""
+        """An exception that no rule knows may well be the cause, or follow from one.
+
+        A log that ends with waiting has no better cause; words that no rule knows may mean anything.
+        """
         if self.severity in ("info", "warning"):
             return "notice"
         if self.rule is None:
-            return "symptom"
+            return "symptom" if self.is_exception else "words"
+        if self.rule.waits:
+            return "stall"
         return "cause" if self.rule.role == "cause" else "symptom" if self.rule.role == "symptom" else "consequence"
 
     @property
-    def severity(self) -> Literal["info", "warning", "error", "fatal"]:
-        if self.rule is None:
-            return "warning" if self.went_on else "error"
-        return self.rule.severity
+    def severity(self) -> Severity:
+        if self.went_on and (self.rule is None or self.rule.survivable):
+            return "warning"
+        return self.rule.severity if self.rule else "error"
 
 
 def clue_of(rules: Mapping[str, Rule], record: LogRecorded) -> Clue:
     """What the keeper recorded, as a clue."""
-    number = record.exception_line_number or record.line_number
-    return Clue(number, record.line or record.message, rules.get(record.rule or ""), record.fields, record.process)
+    return Clue(
+        line_number=record.exception_line_number or record.line_number,
+        line=record.line or record.message,
+        rule=rules.get(record.rule or ""),
+        fields=record.fields,
+        writer=record.process,
+        is_exception=record.exception_line_number is not None,
+    )
 
 
 def find_causes(
@@ -92,9 +106,9 @@ def find_causes(
         clues = [_killed_for_memory(clue, oom_kill_count) for clue in clues]
     told = [clue for clue in clues if (clue.rule is None or clue.rule.explains) and _is_worth_telling(clue, facts)]
     merged = _merge(sorted(told, key=lambda clue: clue.line_number))
-    order = sorted(merged, key=lambda one: (_TIERS[one[0].tier], one[0].line_number))
+    order = sorted(merged, key=lambda one: (_TIERS.index(one[0].tier), one[0].line_number))
     findings = [_finding(clue, writers, facts, log) for clue, writers in order]
-    if findings and order[0][0].tier in ("cause", "symptom"):
+    if findings and order[0][0].tier in _EXPLAINING:
         findings[0] = _with(findings[0], role="cause")
     elif findings and findings[0].role == "consequence":
         findings[0] = _with(findings[0], why=f"{NOT_IN_LOG if begin_is_missing else NO_CAUSE} {findings[0].why}")
@@ -102,10 +116,10 @@ def find_causes(
 
 
 def _killed_for_memory(clue: Clue, count: int) -> Clue:
-    """A worker that signal 9 ended while the kernel killed for memory."""
-    if clue.rule is None or clue.rule.id != KILLED_RULE:
+    """A process that signal 9 ended while the kernel killed for memory."""
+    if clue.rule is None or clue.rule.id not in KILLED_RULES or not _SIGNAL_9.search(clue.line):
         return clue
-    why = f"The kernel killed for memory while this run lasted ({count} of its cgroup), and a worker was killed."
+    why = f"The kernel killed for memory while this run lasted ({count} of its cgroup), and one of its processes was."
     return replace(clue, rule=msgspec.structs.replace(clue.rule, class_="host_oom_killed", role="cause", why=why))
 
 

@@ -91,12 +91,18 @@ class ParsedLine(msgspec.Struct, frozen=True, kw_only=True):
         return (self.pid, self.process, self.level, self.stamp, self.file, self.line)
 
 
-# What container runtimes, journald, `grep -n` and a pasted quotation put in front of a line; a colour code that lost
-# its escape character on the way.
+_SYSLOG = r"(?:(?:[A-Z]{3,4} )?[\w.-]+ (?:kernel|[\w./@-]+\[\d+\]): )?"
+# What others put in front of a line: a quotation, `grep -n`, the terminal's echo of Ctrl+C, `srun -l`, mpirun and
+# torchrun, compose, `kubectl logs --prefix`, stern; clocks of container runtimes, of journalctl (its forms short, iso,
+# precise, full, monotonic) and of the kernel; a colour code that lost its escape character on the way.
 COLLECTOR = re.compile(
-    r"(?:\s*>\s|\d+:(?=[A-Z]|\d{4}-)|\[?[\w.-]+\]?\s+\|\s"
-    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?\s(?:\|\s)?(?:std(?:out|err) [FP] )?"
-    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \S+ [^\s:]+: |\[\d[\d;]*m)"
+    r"(?:\s*>\s|\d+:(?=[A-Z]|\d{4}-)|\^[CZ\\]| {0,2}\d{1,5}: |\[\d+,\d+\]<std(?:out|err)>: ?|\[default\d+\]: ?"
+    r"|\[?[\w.@-]+\]?\s+\|\s|\[pod/[\w./-]+\] "
+    r"|[a-z0-9][a-z0-9.-]{0,62}-[a-z0-9]+ [a-z0-9-]{1,63} (?=\(\w+ pid=|\[rank\d|Traceback \(|[A-Z]+ \d\d-\d\d |INFO: )"
+    r"|(?:[A-Z][a-z]{2} )?\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.,]*(?:Z|[+-]\d\d:?\d\d)?\]?\s"
+    rf"{_SYSLOG}(?:\|\s)?(?:std(?:out|err) [FP] )?"
+    r"|[A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d+)? \S+ [^\s:]+: "
+    rf"|\[ {{0,6}}\d+\.\d{{6}}\] {_SYSLOG}|\[\d[\d;]*m)"
 )
 _PREFIX = re.compile(
     r"\s*(?:\((?P<process>[A-Za-z][^()=]*?)(?: rank=(?P<rank>\d+))? pid=(?P<pid>\w+)(?:, ip=[^()]+)?\)(?:\[[\d;]*m)? ?"

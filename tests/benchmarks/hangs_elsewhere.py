@@ -76,11 +76,11 @@ def judge(real: RealVllm, case: str) -> Outcome:
         environment |= order.environment
         if case in SCRIPTS:
             return _script(stack, real, case, environment, order, folder)
-        port = stack.enter_context(_foreign_server(real, environment))
+        pid, port = stack.enter_context(_foreign_server(real, environment))
         if case in HUNG:
             return _hung(stack, real, case, environment, order, port)
         if case == "attach:unprivileged":
-            return _unprivileged(stack, real, environment, order, port)
+            return _unprivileged(stack, real, environment, order, pid, port)
         return _healthy(stack, real, case, environment, port)
 
 
@@ -114,15 +114,15 @@ def _script(
 
 
 @contextmanager
-def _foreign_server(real: RealVllm, environment: dict[str, str]) -> Iterator[int]:
-    """Its port; it serves."""
+def _foreign_server(real: RealVllm, environment: dict[str, str]) -> Iterator[tuple[int, int]]:
+    """Its pid and port; it serves."""
     port = real.free_port()
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(real.serve_argv(port), env=environment, stdout=log, stderr=log)
         try:
             _until(lambda: _is_healthy(port), READY_S)
             complete(port, str(real.model), tokens=4)
-            yield port
+            yield server.pid, port
         finally:
             for process in (*psutil.Process(server.pid).children(recursive=True), server):
                 with suppress(psutil.NoSuchProcess):
@@ -133,7 +133,7 @@ def _foreign_server(real: RealVllm, environment: dict[str, str]) -> Iterator[int
 def _hung(stack: ExitStack, real: RealVllm, case: str, environment: dict[str, str], order: Order, port: int) -> Outcome:
     fault, expected = HUNG[case]
     _hang(real, order, fault, port)
-    view = _attached(stack, environment, port)
+    view = _attached(stack, environment, "--port", str(port))
     view.until("verdict_changed", WATCHED_S, lambda event: event["health"] == "stalled")
     stalled_s = [one["time"] - view.began for one in view.of("verdict_changed") if one["health"] == "stalled"]
     is_in_time = bool(stalled_s) and stalled_s[0] <= ATTACHED_S
@@ -149,7 +149,9 @@ def _hang(real: RealVllm, order: Order, fault: str, port: int) -> None:
     _until(lambda: order.struck_at is not None, READY_S)
 
 
-def _unprivileged(stack: ExitStack, real: RealVllm, environment: dict[str, str], order: Order, port: int) -> Outcome:
+def _unprivileged(
+    stack: ExitStack, real: RealVllm, environment: dict[str, str], order: Order, pid: int, port: int
+) -> Outcome:
     """Right: whoever is named is the one, and every process says why its stacks cannot be read."""
     fault, expected = HUNG["attach:collective"]
     _hang(real, order, fault, port)
@@ -157,7 +159,7 @@ def _unprivileged(stack: ExitStack, real: RealVllm, environment: dict[str, str],
     os.chmod(home, 0o777)
     before = ["setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
     own = environment | {"HOME": str(home), "XDG_STATE_HOME": str(home), "XDG_RUNTIME_DIR": ""}
-    view = _attached(stack, own, port, before=before)
+    view = _attached(stack, own, str(pid), before=before)
     captured = view.until("stacks_captured", WATCHED_S)
     view.until("verdict_changed", WATCHED_S, lambda event: event["health"] == "suspect")
     verdicts = [one for one in view.of("verdict_changed") if one["health"] != "ok"]
@@ -171,7 +173,7 @@ def _unprivileged(stack: ExitStack, real: RealVllm, environment: dict[str, str],
 
 
 def _healthy(stack: ExitStack, real: RealVllm, case: str, environment: dict[str, str], port: int) -> Outcome:
-    view = _attached(stack, environment, port)
+    view = _attached(stack, environment, "--port", str(port))
     end = time.monotonic() + WATCHED_S
     while time.monotonic() < end:
         if case == "attach:busy":
@@ -183,8 +185,8 @@ def _healthy(stack: ExitStack, real: RealVllm, case: str, environment: dict[str,
     return Outcome.said(case, words, told, view.began, is_right=is_right)
 
 
-def _attached(stack: ExitStack, environment: dict[str, str], port: int, **more: Any) -> Told:
-    view = Told(["attach", "--headless", "--port", str(port)], environment, **more)
+def _attached(stack: ExitStack, environment: dict[str, str], *words: str, **more: Any) -> Told:
+    view = Told(["attach", "--headless", *words], environment, **more)
 
     def leave() -> None:
         view.process.send_signal(signal.SIGINT)

@@ -47,6 +47,8 @@ class Standing(msgspec.Struct, frozen=True):
     """It is somewhere in the loading of the model."""
     is_managed: bool = False
     """It carries out a call that is no step: it goes to sleep, loads an adapter, takes new weights."""
+    is_stepping: bool = False
+    """It carries out a step of the engine: whatever the log said last, its start is over."""
     is_meeting: bool = False
     """It sets up the communication among all ranks, of all nodes."""
     is_blind: bool = False
@@ -93,7 +95,7 @@ def find_hang(
     if found is None or not found.culprits:
         found = _in_front(sighted) or found
     found = _between_engines(sighted, found) or found or _above_workers(sighted)
-    if found is None or start_phase is None:
+    if found is None or start_phase is None or any(one.is_stepping for one in standings):
         return found
     return replace(found, kind=_startup_kind(found, start_phase))
 

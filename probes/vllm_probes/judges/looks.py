@@ -82,6 +82,7 @@ def _look(
         frame=place(thread),
         failed=failed,
         is_managed=any(frame.function in MANAGING and frame.file in WORKERS for frame in thread.frames),
+        is_stepping=any(frame.function == "execute_model" and frame.file in WORKERS for frame in thread.frames),
         is_meeting=any(frame.function in MEETING for frame in thread.frames),
         is_blind=not thread.frames and does not in NEEDS_NO_STACK,
         is_on_gpu=any(what.class_ == "gpu_sync" for _, what in threads[1:]),

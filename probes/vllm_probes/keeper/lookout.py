@@ -32,8 +32,11 @@ class Lookout:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
+        attempt = stream.model.attempt
+        self._is_attached = attempt is not None and attempt.launch.attached_pid is not None
         self._work_mono: float | None = None
-        self._told_mono: float | None = None
+        self._told_mono: float | None = stream.stamp()["mono"] if self._is_attached else None
+        """When the activity was told last; None: that it moves is no news. Of a run that was found running it is."""
         self._captured_mono: float | None = None
         self._pause_s = SUSPECTED_EVERY_S
         self._quick_looks = QUICK_LOOKS
@@ -73,9 +76,8 @@ class Lookout:
 
     def _has_just_come(self, now: float) -> bool:
         """To a run that was found running, and of which nobody knows whether it gets on."""
-        attempt, moved = self._stream.model.attempt, self._stream.activity.moved
-        is_attached = attempt is not None and attempt.launch.attached_pid is not None
-        return is_attached and "tokens" not in moved and now - moved.get("start", now) < ARRIVAL_S
+        moved = self._stream.activity.moved
+        return self._is_attached and "tokens" not in moved and now - moved.get("start", now) < ARRIVAL_S
 
     def _is_due(self, now: float) -> bool:
         if self._captured_mono is None:

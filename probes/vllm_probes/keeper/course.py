@@ -26,6 +26,8 @@ from vllm_probes.sensors.shims import KnownShim, find_shim
 Asked = Literal["key", "signal", "leftovers", "relaunch", "stall"]
 LAST_LOOK_S = 2.0
 """How long the first signal of a stop waits for stacks: what it ends cannot be asked afterwards."""
+PY_SPY_S = 0.45 * LAST_LOOK_S
+"""For each process; a look ends after twice that, and tells of those that did not answer as well."""
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[None]"]
 """Lets work run beside everything else; what it fails with is told, and goes no further."""
 
@@ -268,7 +270,7 @@ class Course:
         """Stacks of what is about to be ended; nobody waits for them who wants it killed at once."""
         if self.watch is None or not self.watch.rows:
             return
-        looking = self._start(self.watch.capture_stacks("stop", timeout_s=LAST_LOOK_S / 2))
+        looking = self._start(self.watch.capture_stacks("stop", timeout_s=PY_SPY_S))
         hurried = self._start(self._hurry.wait())
         try:
             await asyncio.wait((looking, hurried), timeout=LAST_LOOK_S, return_when=asyncio.FIRST_COMPLETED)

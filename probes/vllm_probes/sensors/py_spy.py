@@ -115,7 +115,7 @@ async def read_stacks(py_spy: str | None, target: ProcessRef, timeout_s: float) 
             if code == 0 or _MOVED not in stderr:
                 break
     except TimeoutError:
-        raise NoStacksError(f"{named(target)} gave no stacks within {timeout_s:g} s: see its state.") from None
+        raise NoStacksError(silence(target, timeout_s)) from None
     except OSError as error:
         raise NoStacksError(f"The stacks of {named(target)} cannot be taken: {error}.") from error
     if code != 0:
@@ -157,6 +157,10 @@ def decode(printed: bytes, target: ProcessRef) -> list[PySpyThread]:
         raise NoStacksError(
             f"What py-spy wrote of {named(target)} is not understood: install py-spy 0.4. {error}"
         ) from error
+
+
+def silence(target: ProcessRef, waited_s: float) -> str:
+    return f"{named(target)} gave no stacks within {waited_s:g} s: see its state."
 
 
 def named(target: ProcessRef) -> str:

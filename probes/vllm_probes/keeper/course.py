@@ -13,7 +13,7 @@ from vllm_probes.keeper.attached import GONE, is_there, started
 from vllm_probes.keeper.attempts import Attempt, first_attempt, next_attempt
 from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.gate import Gate
-from vllm_probes.keeper.obstacle import tell_obstacle
+from vllm_probes.keeper.rungs import tell_rungs
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
 from vllm_probes.launch.attempt import Ending, read_exit
@@ -117,11 +117,11 @@ class Course:
 
         self._coredumps.start(on_file)
 
-    def try_py_spy(self) -> None:
-        """Begin to see whether the stacks of an attempt that has just begun can be read; of each attempt once."""
+    def try_rungs(self) -> None:
+        """Begin to see how the stacks of an attempt that has just begun can be had; of each attempt once."""
         if self._is_untried:
             self._is_untried = False
-            self._start(tell_obstacle(self._stream, bare=self._launch.bare))
+            self._start(tell_rungs(self._stream, bare=self._launch.bare))
 
     def _note_outsider(self) -> None:
         attempt = self._stream.model.attempt

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from textual.binding import Binding
 from textual.content import Content
 
+from vllm_probes.events import RungsChecked
 from vllm_probes.judges.probing import meaning
 from vllm_probes.launch.levers import unset_line
 from vllm_probes.launch.takeover import has_secrets, stop_command, takeover_command
@@ -59,6 +60,8 @@ def launch_rows(situation: Situation, width: int) -> Iterator[Content]:
     yield from entry("host", model.node, width)
     for change in attempt.launch.changes if attempt else []:
         yield from entry("changed", change_text(change), width)
+    if attempt and attempt.rungs:
+        yield from entry("stacks", rungs_text(attempt.rungs), width)
 
 
 def change_text(change: Change) -> str:
@@ -68,6 +71,15 @@ def change_text(change: Change) -> str:
     if change.after is None:
         return f"- {change.name} {change.before or ''}".rstrip()
     return f"~ {change.name}: {change.before} → {change.after}"
+
+
+def rungs_text(rungs: RungsChecked) -> str:
+    """What the word in the header stands for."""
+    if rungs.py_spy:
+        return "py-spy reads them" + (", else processes tell them when they get SIGUSR2" if rungs.hook else "")
+    if rungs.hook:
+        return "py-spy cannot read them; processes tell them when they get SIGUSR2, while they stand still"
+    return "nobody can read them: only what the kernel says of each process is known"
 
 
 def takeover_rows(situation: Situation, width: int) -> Iterator[Content]:

@@ -267,7 +267,7 @@ class TimeoutsRead(Observation, frozen=True, kw_only=True):
 
 
 class RungsChecked(Observation, frozen=True, kw_only=True):
-    """By which ways the stacks of this attempt's processes can be had. Without any the kernel still tells their states."""
+    """By which ways the stacks of this attempt's processes can be had: the kernel tells their states in any case."""
 
     py_spy: bool
     hook: bool

@@ -19,8 +19,8 @@ from vllm_probes.sensors.stacks import shorten
 from vllm_probes.sensors.threads import facts
 
 NATIVE_S, PYTHON_S = 60.0, 5.0
-"""For native frames py-spy reads the symbols of every library first: 1.1 s with PyTorch for the CPU on a slow core, 0.5 s
-of it in the pause (measured); libraries for GPUs are many times as large."""
+"""For native frames py-spy reads the symbols of every library: 1.1 s with PyTorch for the CPU on a slow core, half of
+it in the pause (measured); libraries for GPUs are many times as large."""
 
 
 class Call(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Spawn
+from tests.hooked import Fake
 from tests.kept import View, started
 from tests.test_stream import stream
 from vllm_probes import commands
@@ -21,6 +23,8 @@ from vllm_probes.keeper.client import connect
 from vllm_probes.keeper.course import Course
 from vllm_probes.keeper.folder import Launch, SessionFolder, create
 from vllm_probes.launch.spec import LaunchSpec
+
+pytest_plugins = ["tests.stack_fixtures"]
 
 WAITS = [sys.executable, "-c", "import time\ndef stand_still():\n time.sleep(100)\nstand_still()"]
 
@@ -49,7 +53,7 @@ async def test_stacks_are_taken_before_the_first_signal(command: commands.Comman
 
 
 class Stopped:
-    """A course whose look at stacks never ends."""
+    """A course that is going to be stopped."""
 
     def __init__(self, folder: SessionFolder) -> None:
         self.stream = stream(folder.path)
@@ -65,6 +69,10 @@ class Stopped:
         await self.course.begin()
         assert self.course.watch
         self.course.watch.look_at_processes()
+
+    def look_for_ever(self) -> None:
+        """Its look at stacks never ends."""
+        assert self.course.watch
         self.course.watch.capture_stacks = self._never  # type: ignore[assignment, method-assign]
 
     async def _never(self, reason: str, *, timeout_s: float) -> StacksCaptured:
@@ -83,9 +91,14 @@ class Stopped:
 
 
 @pytest.fixture
-async def stopped() -> AsyncIterator[Stopped]:
-    argv = ["sleep", "100"]
-    folder = create(Launch(spec=LaunchSpec(argv=argv, env=dict(os.environ), cwd="/")), command=argv, name="night")
+def argv() -> list[str]:
+    return ["sleep", "100"]
+
+
+@pytest.fixture
+async def stopped(argv: list[str]) -> AsyncIterator[Stopped]:
+    spec = LaunchSpec(argv=argv, env=dict(os.environ), cwd="/")
+    folder = create(Launch(spec=spec, bare=True), command=argv, name="night")
     first_attempt(folder, folder.launch()).start()
     one = Stopped(folder)
     await one.begin()
@@ -97,6 +110,7 @@ async def stopped() -> AsyncIterator[Stopped]:
 async def test_a_look_that_does_not_end_is_not_waited_for(
     stopped: Stopped, monkeypatch: pytest.MonkeyPatch, async_wait_for: Callable[..., Any]
 ) -> None:
+    stopped.look_for_ever()
     monkeypatch.setattr(courses, "LAST_LOOK_S", 0.3)
     stopped.course.stop("key")
     await async_wait_for(lambda: stopped.signals() == ["SIGINT"])
@@ -106,9 +120,41 @@ async def test_a_look_that_does_not_end_is_not_waited_for(
 async def test_a_kill_that_is_asked_for_meanwhile_is_not_delayed(
     stopped: Stopped, monkeypatch: pytest.MonkeyPatch, async_wait_for: Callable[..., Any]
 ) -> None:
+    stopped.look_for_ever()
     monkeypatch.setattr(courses, "LAST_LOOK_S", 1000.0)
     stopped.course.stop("key")
     await async_wait_for(lambda: stopped.looks == 1)
     assert stopped.signals() == []
     assert stopped.course.stop("key", kill=True) == "Killing what is left."
     await async_wait_for(lambda: stopped.signals() == ["SIGKILL"])
+
+
+TWO_STAND = f"{shlex.join(WAITS)} & {shlex.join(WAITS)} & wait"
+ONE_HANGS = '[ "$5" = "$(cat $HERE/hangs)" ] && exec sleep 600\nexec "$REAL" "$@"'
+
+
+@pytest.mark.parametrize("argv", [["sh", "-c", TWO_STAND]])
+async def test_one_that_does_not_answer_does_not_hide_the_others(
+    stopped: Stopped,
+    fake_py_spy: Fake,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    async_wait_for: Callable[..., Any],
+) -> None:
+    watch = stopped.course.watch
+    assert watch
+    await async_wait_for(lambda: watch.look_at_processes() or len(watch.rows) == 3)
+    root, silent, other = sorted(watch.rows)
+    await async_wait_for(lambda: b"stand_still" in Path(f"/proc/{other}/cmdline").read_bytes())
+    (tmp_path / "hangs").write_text(str(silent))
+    fake_py_spy(ONE_HANGS)
+    monkeypatch.setattr(courses, "LAST_LOOK_S", 10.0)
+    monkeypatch.setattr(courses, "PY_SPY_S", 2.0)
+    stopped.course.stop("key")
+    await async_wait_for(lambda: stopped.signals()[:1] == ["SIGINT"])
+    [captured] = stopped.stream.model.stacks
+    found = {stack.pid: stack for stack in captured.stacks}
+    assert str(found[silent].error).endswith("gave no stacks within 2 s: see its state.")
+    assert [thread.state for thread in found[silent].threads] == ["S"]
+    assert "stand_still" in [frame.function for thread in found[other].threads for frame in thread.frames]
+    assert sorted(found) == [root, silent, other]

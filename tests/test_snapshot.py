@@ -1,6 +1,8 @@
 """`vllm-tui snapshot` on real processes: any pid, another user, and what is no vLLM."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,3 +157,68 @@ def test_a_session_of_ours_by_name_and_by_pid(
         assert [one["pid"] for one in seen["processes"]] == [pid]
         file = next(one["file"] for one in seen["evidence"] if "file" in one)
         assert json.loads((folder.path / file).read_text())
+
+
+# --- native frames and local variables, only when asked for -----------------------------------------------------------
+
+TALKS = """
+import time
+def inner(word, api_key):
+    numbers = {"a": 1}
+    time.sleep(1000)
+def outer():
+    answer = 42
+    inner("[bold]hello", "sk-" + 40 * "x")
+print("ready", flush=True)
+outer()
+"""
+
+
+@pytest.fixture
+def talking(spawned: Spawn) -> int:
+    program = spawned([sys.executable, "-c", TALKS], stdout=subprocess.PIPE)
+    assert program.stdout
+    program.stdout.readline()
+    return program.pid
+
+
+def test_native_frames_are_in_the_merged_stacks(talking: int) -> None:
+    done = snapshot(str(talking), "--native")
+    assert "--native pauses each process" in done.stderr
+    calls = [line.strip() for line in done.stdout.splitlines() if line.startswith("    ")]
+    python = [line for line in calls if line.startswith(("inner", "outer", "<module>"))]
+    assert [line.split()[0] for line in python] == ["inner", "outer", "<module>"]
+    assert calls.index(python[0]) > 0, "the call of the library is below it"
+    assert " (libc.so.6)" in calls[0]
+    assert tree.state_letter(talking) == "S"
+
+
+def test_local_variables_stand_below_their_calls(talking: int) -> None:
+    done = snapshot(str(talking), "--locals")
+    assert done.stderr == ""
+    lines = done.stdout.splitlines()
+    begin = next(at for at, line in enumerate(lines) if line.endswith(", local variables of its main thread:"))
+    shown = [line for line in lines[begin + 1 :] if line]
+    assert shown[0].startswith("    inner (")
+    assert {'        word = "[bold]hello"', "        api_key = ***"} < set(shown)
+    assert shown[shown.index("        answer = 42") - 1].startswith("    outer (")
+
+
+def test_both_as_json(talking: int) -> None:
+    seen = as_json(str(talking), "--native", "--locals")
+    [stack] = seen["stacks"]
+    assert (stack["pid"], stack["error"]) == (talking, None)
+    calls = {call["function"]: call for call in stack["threads"][0]["calls"]}
+    assert calls["inner"]["variables"]["api_key"] == "***"
+    assert stack["threads"][0]["calls"][0]["line"] == 0
+    assert seen["groups"][0]["frames"][0].endswith("(libc.so.6)")
+    assert seen["culprits"] == as_json(str(talking))["culprits"], "the verdict is that of the calls of Python"
+    assert "stacks" not in as_json(str(talking))
+
+
+def test_what_is_stopped_is_not_paused(talking: int, wait_for: WaitFor) -> None:
+    os.kill(talking, signal.SIGSTOP)
+    wait_for(lambda: tree.state_letter(talking) == "T")
+    done = snapshot(str(talking), "--native")
+    assert f"(pid {talking}) is in state T and cannot be paused." in done.stdout
+    assert any(line.startswith("    inner (") for line in done.stdout.splitlines())

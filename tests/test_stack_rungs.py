@@ -21,9 +21,10 @@ from tests.hooked import TWO_WAIT, Fake, Start, Two, said
 from tests.test_hook import environment
 from tests.test_stacks import called, ref
 from tests.test_threads import NUMBERS, ONLY_ROOT, VFORK, in_vfork
-from vllm_probes.rows import StackFile
+from vllm_probes.rows import ProcessRef, StackFile
 from vllm_probes.sensors import stacks
 from vllm_probes.sensors.py_spy import explain
+from vllm_probes.sensors.py_spy import read_stacks as read_stacks_by_py_spy
 from vllm_probes.sensors.stacks import capture
 from vllm_probes.sensors.threads import facts, switch_count
 from vllm_probes.sensors.tree import descendants
@@ -184,11 +185,11 @@ def no_python(spawned: Spawn, wait_for: WaitFor) -> int:
 @pytest.mark.parametrize(
     ("begin", "state", "why"),
     [
-        (exits, None, "pid {pid}) gave no stacks within 0.3 s: see its state."),
-        (zombie, "Z", "pid {pid}) gave no stacks within 0.3 s: see its state."),
+        (exits, None, "pid {pid}) gave no stacks within 1 s: see its state."),
+        (zombie, "Z", "pid {pid}) gave no stacks within 1 s: see its state."),
         (in_kernel, "D", "see its state. Nor can it be asked for them: it waits inside the kernel."),
         (stopped, "T", "see its state. Nor can it be asked for them: it is stopped."),
-        (no_python, "S", "pid {pid}) gave no stacks within 0.3 s: see its state."),
+        (no_python, "S", "pid {pid}) gave no stacks within 1 s: see its state."),
     ],
 )
 def test_each_is_a_fact_of_its_own_while_py_spy_hangs(
@@ -205,10 +206,29 @@ def test_each_is_a_fact_of_its_own_while_py_spy_hangs(
     pid = begin(spawned, wait_for)
     fake_py_spy("exec sleep 600")
     targets = [ref(pid), ref(process.pid)]
-    odd, well = asyncio.run(capture(targets, tmp_path, timeout_s=0.3, own_pids=[pid, process.pid]))
+    odd, well = asyncio.run(capture(targets, tmp_path, timeout_s=1.0, own_pids=[pid, process.pid]))
     assert str(odd.error).endswith(why.format(pid=pid))
     assert (odd.rung, [thread.state for thread in odd.threads[:1]]) == ("proc", [state] if state else [])
     shows_both(well, tmp_path, other)
+
+
+async def test_whom_no_signal_ends_is_not_waited_for(
+    two: Two, spawned: Spawn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a py-spy in state D: it reads a process that is, and cannot be killed."""
+    process, _ = two()
+    stuck = spawned(["sleep", "inf"]).pid
+
+    async def read(py_spy: str | None, target: ProcessRef, timeout_s: float) -> bytes:
+        await asyncio.Event().wait() if target.pid == stuck else None
+        return await read_stacks_by_py_spy(py_spy, target, timeout_s)
+
+    monkeypatch.setattr(stacks, "read_stacks", read)
+    odd, well = await capture([ref(stuck), ref(process.pid)], tmp_path, timeout_s=2.0, own_pids=[stuck])
+    assert odd.error == f"Worker_TP0 (pid {stuck}) gave no stacks within 4 s: see its state."
+    assert (odd.rung, odd.file, [thread.state for thread in odd.threads]) == ("proc", None, ["S"])
+    assert (well.rung, well.error) == ("py-spy", None)
+    assert "wait_for_work" in called(well.threads[0])
 
 
 # --- a container ------------------------------------------------------------------------------------------------------

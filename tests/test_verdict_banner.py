@@ -11,6 +11,8 @@ from vllm_probes.events import DeadlineChanged, VerdictChanged
 from vllm_probes.model import SessionModel
 from vllm_probes.rows import Culprit, Evidence
 
+SHOWN = "snapshots/1-1763700055000-quiet/4034-Worker_TP3.json"
+
 
 def stalled(script: Script, at: float, **fields: Any) -> VerdictChanged:
     culprit = Culprit(process="Worker_TP3", pid=4034, rank=3, doing="lock", frame="acquire (pool.py:88)")
@@ -20,9 +22,9 @@ def stalled(script: Script, at: float, **fields: Any) -> VerdictChanged:
         "culprits": [culprit],
         "summary": "Worker_TP3 waits for a lock: acquire (pool.py:88); 7 processes wait for it.",
         "evidence": [
-            Evidence(signal="no tokens", value="for 9 s"),
+            Evidence(signal="no tokens", value="for 9 s", since=script.stamp(at - 9)["time"]),
             Evidence(signal="GPUs", value="3 at 0 %, the others busy at up to 118 W"),
-            Evidence(signal="Worker_TP3", value="waits for a lock: acquire (pool.py:88)"),
+            Evidence(signal="Worker_TP3", value="waits for a lock: acquire (pool.py:88)", file=SHOWN),
             Evidence(signal="Worker_TP0 and 6 more", value="is in a collective: all_reduce (torch/_ops.py:1)"),
         ],
         "since": script.stamp(at - 9)["time"],
@@ -38,6 +40,8 @@ async def test_who_holds_everybody_up_stands_at_the_top(tmp_path: Path, size: tu
     async with running(source, tmp_path, size=size, now=60) as (app, pilot):
         await shows(app, pilot, "✖ STALLED 14 s · rank absent", "Worker_TP3 waits for a lock: acquire (pool.py:88)")
         await shows(app, pilot, "GPUs: 3 at 0 %", "Worker_TP0 and 6 more: is in a collective")
+        at = time.strftime("%H:%M:%S", time.localtime(script.stamp(46)["time"]))
+        await shows(app, pilot, f"no tokens since {at} · evidence: snapshots/1-1763700055000-quiet")
         assert screen_text(app).count("acquire (pool.py:88)") == 1
         source.play(VerdictChanged(**script.stamp(61), health="ok"))
         await until(pilot, lambda: "STALLED" not in screen_text(app))
@@ -49,6 +53,7 @@ async def test_a_suspicion_looks_different(tmp_path: Path) -> None:
     source.play(stalled(script, 55, health="suspect", culprits=[], summary="All wait.", evidence=[]))
     async with running(source, tmp_path, now=60) as (app, pilot):
         await shows(app, pilot, "▲ SUSPECT 14 s", "All wait.")
+        assert "evidence" not in screen_text(app)
 
 
 async def test_vllm_s_own_patience_is_counted_down(tmp_path: Path) -> None:

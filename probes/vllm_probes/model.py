@@ -34,6 +34,7 @@ from vllm_probes.events import (
     ProbeFinished,
     ProcessesSampled,
     ProgressChanged,
+    RungsChecked,
     SessionStarted,
     SignalSent,
     StacksCaptured,
@@ -80,6 +81,7 @@ class AttemptModel(msgspec.Struct, kw_only=True):
     """The first `suspect` and the first `stalled` since things last moved."""
     deadline: DeadlineChanged | None = None
     doing: DoingChanged | None = None
+    rungs: RungsChecked | None = None
     probe: ProbeFinished | None = None
     """The latest."""
     gpu_before_bytes: dict[int, int] = {}
@@ -316,6 +318,7 @@ _HANDLERS: dict[type[Event], Callable[[SessionModel, Any], None]] = {
     StacksCaptured: _append("stacks"),
     StallAnswered: _stall_answered,
     LeverChecked: _lever_checked,
+    RungsChecked: _keep_on_attempt("rungs"),
     FileAppeared: _append("files"),
     StopRequested: _keep_on_attempt("stop"),
     SignalSent: _signal_sent,

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,13 @@ from vllm_probes.judges import activity, glance
 from vllm_probes.judges.activity import Activity
 from vllm_probes.judges.address import Address
 from vllm_probes.judges.frames import FrameTable, load_frames, main_thread
-from vllm_probes.judges.glance import Snapshot
+from vllm_probes.judges.glance import SeenGroup, Snapshot, frame_text
+from vllm_probes.judges.ranksets import labels, natural
+from vllm_probes.judges.stackmerge import merge
 from vllm_probes.judges.titles import VLLM_ROLES
 from vllm_probes.rows import ProcessRow
 from vllm_probes.sensors import foreign, stacks, tree
+from vllm_probes.sensors.close_look import CloseStack, as_stack, look_closely
 from vllm_probes.sensors.foreign import Members, Run
 from vllm_probes.sensors.processes import ProcessSensor
 
@@ -67,6 +70,24 @@ async def take(target: Target, folder: Path, name: str | None, *, seconds: float
         if asking is not None:
             asking.cancel()
     return snapshot
+
+
+async def take_closely(target: Target, *, native: bool, variables: bool) -> list[CloseStack]:
+    """One look more, with native frames or local variables."""
+    rows = ProcessSensor(target.launcher_pid, target.walk).sample({})
+    return await look_closely(stacks.targets(rows), native=native, variables=variables)
+
+
+def merged(close: Sequence[CloseStack]) -> list[SeenGroup]:
+    """Processes with the same calls, those of libraries as well."""
+    table = load_frames(machine=os.uname().machine)
+    names = labels({stack.pid: stack.process for stack in close})
+    threads = {names[stack.pid]: main_thread(table, as_stack(stack)) for stack in close}
+    known = {name: thread for name, thread in threads.items() if thread is not None and thread.frames}
+    return [
+        SeenGroup(members=sorted(group.members, key=natural), frames=[frame_text(frame) for frame in group.frames])
+        for group in merge(known).groups
+    ]
 
 
 async def _observe(target: Target, folder: Path, name: str | None, seconds: float, counters: "_Counters") -> Snapshot:

@@ -6,8 +6,8 @@ from typing import Literal
 
 from textual.binding import Binding
 
-from vllm_probes.launch.takeover import refusal
 from vllm_tui.situation import Situation
+from vllm_tui.takeover import refusal
 
 Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Findings page", "Replay"]
 Place = Literal["app", "screen", "stacks", "findings"]
@@ -31,14 +31,9 @@ def may_send(situation: Situation) -> str | None:
     return "The session is not there yet." if situation.attempt is None else None
 
 
-def may_change(situation: Situation) -> str | None:
+def may_change(situation: Situation, lever: str | None = None) -> str | None:
     """The keeper takes commands, and what it watches was started by it."""
-    attempt = situation.attempt
-    if attempt is not None and attempt.launch.attached_pid is not None:
-        if attempt.ended:
-            return "Not started by this program, and it has ended: D shows how to start it from here."
-        return refusal(attempt.launch.attached_pid, attempt.launch.attached_user)
-    return may_send(situation)
+    return refusal(situation, lever) or may_send(situation)
 
 
 def may_stop(situation: Situation) -> str | None:
@@ -74,7 +69,7 @@ def may_pull(lever: str) -> Reason:
     def reason(situation: Situation) -> str | None:
         blocked = None if lever in situation.levers else situation.blocked_levers.get(lever)
         waits = "It waits to be started again: R starts it now, x calls that off." if situation.holds else None
-        return may_change(situation) or waits or blocked
+        return may_change(situation, lever) or waits or blocked
 
     return reason
 

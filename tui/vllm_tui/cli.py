@@ -171,9 +171,18 @@ def ls(command: list[str] | None, *, as_json: bool) -> None:
 @click.option(
     "--seconds", type=click.FloatRange(min=0.1, max=3600.0), metavar="S", help="Look on, and show where the time goes."
 )
+@click.option("--native", is_flag=True, help="Calls of libraries as well. Pauses each process while it is read.")
+@click.option("--locals", "variables", is_flag=True, help="Local variables as well, of the main thread. Pauses nobody.")
 @click.pass_obj
 def snapshot(
-    command: list[str] | None, run: str | None, *, port: int | None, as_json: bool, seconds: float | None
+    command: list[str] | None,
+    run: str | None,
+    *,
+    port: int | None,
+    as_json: bool,
+    seconds: float | None,
+    native: bool,
+    variables: bool,
 ) -> None:
     """Look once at a running vLLM, whoever started it: stacks of every process, merged, and who would be at fault."""
     no_command(command)
@@ -182,8 +191,14 @@ def snapshot(
     with _told():
         chosen = choosing.choose(run, port, "snapshot", own_first=False)
         seen = snapshot.look(chosen, seconds)
-    text = snapshot.as_json(seen, chosen) if as_json else snapshot.as_text(seen, chosen, with_shares=bool(seconds))
-    click.echo(text)
+        if native:
+            click.echo("vllm-tui: --native pauses each process now, while its stack is read.", err=True)
+        close = snapshot.look_closely(chosen, native=native, variables=variables) if native or variables else []
+    seen = snapshot.with_native(seen, close) if native else seen
+    if as_json:
+        click.echo(snapshot.as_json(seen, chosen, close))
+    else:
+        click.echo(snapshot.as_text(seen, chosen, close, with_shares=bool(seconds)))
 
 
 @cli.command()

@@ -270,6 +270,14 @@ class TimeoutsRead(Observation, frozen=True, kw_only=True):
     """What was read: `environment of EngineCore`."""
 
 
+class RungsChecked(Observation, frozen=True, kw_only=True):
+    """By which ways the stacks of this attempt's processes can be had: the kernel tells their states in any case."""
+
+    py_spy: bool
+    hook: bool
+    """Processes that py-spy cannot read are asked by SIGUSR2: they have the start-up hook and catch it."""
+
+
 class FileAppeared(Observation, frozen=True, kw_only=True):
     """A file that a lever asked for is there."""
 

@@ -13,7 +13,7 @@ from vllm_probes.keeper.attached import GONE, is_there, started
 from vllm_probes.keeper.attempts import Attempt, first_attempt, next_attempt
 from vllm_probes.keeper.folder import Attached, Launch, SessionFolder
 from vllm_probes.keeper.gate import Gate
-from vllm_probes.keeper.obstacle import tell_obstacle
+from vllm_probes.keeper.rungs import tell_rungs
 from vllm_probes.keeper.stream import Stream
 from vllm_probes.keeper.watch import Watch
 from vllm_probes.launch.attempt import Ending, read_exit
@@ -26,6 +26,8 @@ from vllm_probes.sensors.shims import KnownShim, find_shim
 Asked = Literal["key", "signal", "leftovers", "relaunch", "stall"]
 LAST_LOOK_S = 2.0
 """How long the first signal of a stop waits for stacks: what it ends cannot be asked afterwards."""
+PY_SPY_S = 0.45 * LAST_LOOK_S
+"""For each process; a look ends after twice that, and tells of those that did not answer as well."""
 Start = Callable[[Coroutine[Any, Any, Any]], "asyncio.Task[None]"]
 """Lets work run beside everything else; what it fails with is told, and goes no further."""
 
@@ -115,11 +117,11 @@ class Course:
 
         self._coredumps.start(on_file)
 
-    def try_py_spy(self) -> None:
-        """Begin to see whether the stacks of an attempt that has just begun can be read; of each attempt once."""
+    def try_rungs(self) -> None:
+        """Begin to see how the stacks of an attempt that has just begun can be had; of each attempt once."""
         if self._is_untried:
             self._is_untried = False
-            self._start(tell_obstacle(self._stream, bare=self._launch.bare))
+            self._start(tell_rungs(self._stream, bare=self._launch.bare))
 
     def _note_outsider(self) -> None:
         attempt = self._stream.model.attempt
@@ -268,7 +270,7 @@ class Course:
         """Stacks of what is about to be ended; nobody waits for them who wants it killed at once."""
         if self.watch is None or not self.watch.rows:
             return
-        looking = self._start(self.watch.capture_stacks("stop", timeout_s=LAST_LOOK_S / 2))
+        looking = self._start(self.watch.capture_stacks("stop", timeout_s=PY_SPY_S))
         hurried = self._start(self._hurry.wait())
         try:
             await asyncio.wait((looking, hurried), timeout=LAST_LOOK_S, return_when=asyncio.FIRST_COMPLETED)

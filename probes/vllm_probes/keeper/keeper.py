@@ -144,7 +144,7 @@ class Keeper:
 
     async def _look_out(self) -> None:
         """Beside the other looks: a server that hangs makes the one at its endpoint wait."""
-        self._course.try_py_spy()
+        self._course.try_rungs()
         if watch := self._course.watch:
             if reason := watch.wants_stacks():
                 self._start(watch.capture_stacks(reason, timeout_s=LOOK_OUT_S))

@@ -17,8 +17,8 @@ def refusal(pid: int, user: str | None) -> str:
     return f"Not started by this program: stop it with `{stop_command(pid, user)}`; D shows how to take it over."
 
 
-def takeover_command(argv: Sequence[str], cwd: str) -> str:
-    """A line for a shell: the same command in the same folder, under this program.
+def takeover_command(argv: Sequence[str], cwd: str, levers: Sequence[str]) -> str:
+    """A line for a shell: the same command in the same folder, under this program, with these levers.
 
     Secrets are removed from `argv` already. A title in the place of arguments cannot be started: what is shown then is
     no command, and the line is empty.
@@ -26,7 +26,8 @@ def takeover_command(argv: Sequence[str], cwd: str) -> str:
     if not argv or "::" in argv[0]:
         return ""
     folder = f"cd {shlex.quote(cwd)} && " if os.path.isabs(cwd) else ""
-    return f"{folder}vllm-tui -- {shlex.join(argv)}"
+    options = f"--levers {','.join(levers)} " if levers else ""
+    return f"{folder}vllm-tui {options}-- {shlex.join(argv)}"
 
 
 def has_secrets(argv: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Runs py-spy on a process without pausing it: its stacks as JSON, or what is the matter and what to do."""
+"""Runs py-spy on a process, without pausing it unless asked to: its stacks as JSON, or what is the matter."""
 
 import asyncio
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +19,7 @@ ATTEMPTS = 6
 DIE_S = 1.0
 """How long a killed py-spy may take to go. One that hangs in the kernel cannot be killed and is left behind."""
 TRY_S = 2.0
+UNPAUSED = ("--nonblocking",)
 _NO_PERMISSION = re.compile(r"permission denied|operation not permitted", re.IGNORECASE)
 _UNKNOWN_PYTHON = re.compile(r"Unsupported version of Python: ([\d.]+)")
 _NO_PYTHON = re.compile(r"find (?:a )?python (?:version|interpreter)", re.IGNORECASE)
@@ -33,11 +35,19 @@ class ObstacleError(NoStacksError):
     """It is py-spy or the rights it has: other processes give none, either."""
 
 
-class PySpyFrame(msgspec.Struct, frozen=True):
+class PySpyLocal(msgspec.Struct, frozen=True):
+    name: str
+    repr: str | None = None
+
+
+class PySpyFrame(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     filename: str
     short_filename: str | None = None
     line: int = 0
+    module: str | None = None
+    """Of a native frame: its library."""
+    locals: list[PySpyLocal] | None = None
 
 
 class PySpyThread(msgspec.Struct, frozen=True):
@@ -104,18 +114,20 @@ def ptrace_scope() -> int | None:
         return None
 
 
-async def read_stacks(py_spy: str | None, target: ProcessRef, timeout_s: float) -> bytes:
+async def read_stacks(
+    py_spy: str | None, target: ProcessRef, timeout_s: float, options: Sequence[str] = UNPAUSED
+) -> bytes:
     """The stacks as JSON. Raises NoStacksError."""
     if py_spy is None:
         raise ObstacleError("py-spy is missing: `pip install py-spy` into the Python that runs this program.")
     try:
         deadline = asyncio.get_running_loop().time() + timeout_s
         for _ in range(ATTEMPTS):
-            code, stdout, stderr = await _dump(py_spy, target.pid, deadline)
+            code, stdout, stderr = await _dump(py_spy, target.pid, deadline, options)
             if code == 0 or _MOVED not in stderr:
                 break
     except TimeoutError:
-        raise NoStacksError(f"{named(target)} gave no stacks within {timeout_s:g} s: see its state.") from None
+        raise NoStacksError(silence(target, timeout_s)) from None
     except OSError as error:
         raise NoStacksError(f"The stacks of {named(target)} cannot be taken: {error}.") from error
     if code != 0:
@@ -124,10 +136,10 @@ async def read_stacks(py_spy: str | None, target: ProcessRef, timeout_s: float) 
     return stdout
 
 
-async def _dump(py_spy: str, pid: int, deadline: float) -> tuple[int, bytes, str]:
+async def _dump(py_spy: str, pid: int, deadline: float, options: Sequence[str]) -> tuple[int, bytes, str]:
     """Exit code, JSON and complaint. Never with --subprocesses: that drops children (py-spy 0.4.3)."""
     process = await asyncio.create_subprocess_exec(
-        *(py_spy, "dump", "--nonblocking", "--json", "--pid", str(pid)),
+        *(py_spy, "dump", *options, "--json", "--pid", str(pid)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -157,6 +169,10 @@ def decode(printed: bytes, target: ProcessRef) -> list[PySpyThread]:
         raise NoStacksError(
             f"What py-spy wrote of {named(target)} is not understood: install py-spy 0.4. {error}"
         ) from error
+
+
+def silence(target: ProcessRef, waited_s: float) -> str:
+    return f"{named(target)} gave no stacks within {waited_s:g} s: see its state."
 
 
 def named(target: ProcessRef) -> str:

@@ -14,7 +14,16 @@ from msgspec.structs import replace
 from vllm_probes.judges.frame_names import called_operator
 from vllm_probes.rows import Frame, ProcessRef, ProcessRow, StackFile, ThreadStack
 from vllm_probes.sensors.dumps import Call, DumpError, dump
-from vllm_probes.sensors.py_spy import NoStacksError, PySpyFrame, PySpyThread, decode, find_py_spy, named, read_stacks
+from vllm_probes.sensors.py_spy import (
+    NoStacksError,
+    PySpyFrame,
+    PySpyThread,
+    decode,
+    find_py_spy,
+    named,
+    read_stacks,
+    silence,
+)
 from vllm_probes.sensors.source_line import source_line
 from vllm_probes.sensors.threads import ThreadFacts, facts, ids_inside, is_frozen, switch_count
 
@@ -48,7 +57,8 @@ async def capture(
 
     `file` is the name inside `folder`, which is made where missing. A process that has no Python stacks, or does not
     give them within `timeout_s`, has an `error` instead: what is the matter and what to do. What py-spy cannot read is
-    asked for its stacks by a signal (`dumps`) if it is one of `own_pids`, which this user has started.
+    asked for its stacks by a signal (`dumps`) if it is one of `own_pids`, which this user has started. After twice
+    `timeout_s` nobody is waited for: not for a py-spy in state D, which no signal ends, either.
 
     `threads` are those that tell something (see `join`), with what the kernel said of them right after the dump (before
     it, where they were asked); where there are no stacks, that alone. A thread of Python 3.10 has Python's id and
@@ -58,11 +68,13 @@ async def capture(
     """
     py_spy = find_py_spy()
     turns = asyncio.Semaphore(DUMPS_PER_CORE * len(os.sched_getaffinity(0)))
-    captures = (
-        _capture_one(target, folder, py_spy, turns, timeout_s, may_ask=target.pid in own_pids, closely=closely)
+    looks = {
+        target: asyncio.ensure_future(
+            _capture_one(target, folder, py_spy, turns, timeout_s, may_ask=target.pid in own_pids, closely=closely)
+        )
         for target in targets
-    )
-    return list(await asyncio.gather(*captures))
+    }
+    return await _within(2 * timeout_s, looks)
 
 
 def targets(rows: Iterable[ProcessRow]) -> list[ProcessRef]:
@@ -90,6 +102,26 @@ def shorten(file: str) -> str:
     """A source file from its package's own folder on; the last three parts where that is not known."""
     above = _INSTALLED.match(file) or _SOURCES.match(file)
     return file[above.end() :] if above else "/".join(file.split("/")[-3:])
+
+
+async def _within(limit_s: float, looks: Mapping[ProcessRef, "asyncio.Task[StackFile]"]) -> list[StackFile]:
+    """What they have found by then; of the others what the kernel says."""
+    try:
+        if looks:
+            await asyncio.wait(looks.values(), timeout=limit_s)
+        return [look.result() if look.done() else _too_late(target, limit_s) for target, look in looks.items()]
+    finally:
+        for look in looks.values():
+            look.cancel()
+
+
+def _too_late(target: ProcessRef, limit_s: float) -> StackFile:
+    found = StackFile(pid=target.pid, process=target.process, frozen=is_frozen(target.pid))
+    return _by_kernel(found, silence(target, limit_s), facts(target.pid))
+
+
+def _by_kernel(found: StackFile, reason: str, kernel: Mapping[int, ThreadFacts]) -> StackFile:
+    return replace(found, rung="proc", error=reason, threads=_counted(found.pid, join(found.pid, [], kernel)))
 
 
 async def _capture_one(
@@ -133,7 +165,7 @@ async def _without_py_spy(found: StackFile, reason: str, ask_s: float) -> tuple[
     except DumpError as why:
         reason = f"{reason} Nor can it be asked for them: {why}."
     if not asked:
-        return replace(found, rung="proc", error=reason, threads=_counted(pid, join(pid, [], kernel))), b""
+        return _by_kernel(found, reason, kernel), b""
     inside = {outside: id_inside for id_inside, outside in ids_inside(pid).items()}
     threads = [_told(thread, calls, pid, inside) for thread, calls in asked.items()]
     joined = join(pid, _thread_stacks(threads, pid), kernel)

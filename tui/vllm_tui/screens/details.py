@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from textual.binding import Binding
 from textual.content import Content
 
+from vllm_probes.events import RungsChecked
 from vllm_probes.judges.probing import meaning
-from vllm_probes.launch.levers import unset_line
-from vllm_probes.launch.takeover import has_secrets, stop_command, takeover_command
+from vllm_probes.launch.levers import load_levers, unset_line
+from vllm_probes.launch.takeover import has_secrets, stop_command
 from vllm_probes.model import AttemptModel
 from vllm_probes.rows import Change, GpuCard, GpuRow
 from vllm_tui.format import UNKNOWN, duration, ending, plural, size, state_word
 from vllm_tui.screens.page import Page
 from vllm_tui.situation import Situation, lasted_s
+from vllm_tui.takeover import takeover_line, useful_levers
 from vllm_tui.widgets.host import part
 from vllm_tui.widgets.rows import entry
 
@@ -59,6 +61,8 @@ def launch_rows(situation: Situation, width: int) -> Iterator[Content]:
     yield from entry("host", model.node, width)
     for change in attempt.launch.changes if attempt else []:
         yield from entry("changed", change_text(change), width)
+    if attempt and attempt.rungs:
+        yield from entry("stacks", rungs_text(attempt.rungs), width)
 
 
 def change_text(change: Change) -> str:
@@ -70,6 +74,15 @@ def change_text(change: Change) -> str:
     return f"~ {change.name}: {change.before} → {change.after}"
 
 
+def rungs_text(rungs: RungsChecked) -> str:
+    """What the word in the header stands for."""
+    if rungs.py_spy:
+        return "py-spy reads them" + (", else processes tell them when they get SIGUSR2" if rungs.hook else "")
+    if rungs.hook:
+        return "py-spy cannot read them; processes tell them when they get SIGUSR2, while they stand still"
+    return "nobody can read them: only what the kernel says of each process is known"
+
+
 def takeover_rows(situation: Situation, width: int) -> Iterator[Content]:
     """How to stop a run that we did not start, and how to start it again from here."""
     launch = situation.attempt.launch if situation.attempt else None
@@ -79,8 +92,11 @@ def takeover_rows(situation: Situation, width: int) -> Iterator[Content]:
     if launch.attached_user:
         yield from entry("user", launch.attached_user, width)
     yield from entry("stop it", stop_command(launch.attached_pid, launch.attached_user), width)
-    if line := takeover_command(launch.command, situation.model.cwd):
+    levers = useful_levers(situation)
+    if line := takeover_line(situation, levers):
         yield from entry("take it over", line, width)
+        for lever in levers:
+            yield from entry("", f"{lever}: {load_levers()[lever].gives}", width)
     if has_secrets(launch.command):
         yield from entry("", "*** stands for a secret: type it again", width)
 

@@ -36,15 +36,29 @@ class Header(Panel):
 
     def rows(self, width: int) -> list[Content]:
         situation = self._situation
-        title = spread(title_left(situation), title_right(situation), width)
-        activity = activity_row(situation)
-        return [title, activity] if activity else [title]
+        activity, stacks = activity_row(situation), stacks_mark(situation.attempt)
+        if activity is None:
+            return [title(situation, stacks, width)]
+        return [title(situation, Content(""), width), beside(activity, stacks, width)]
 
     def show(self, situation: Situation) -> None:
         super().show(situation)
         tooltip = "\n".join(setting_line(setting) for setting in situation.model.debug_settings)
         if str(self.tooltip or "") != tooltip:
             self.tooltip = Content(tooltip) if tooltip else None
+
+
+def title(situation: Situation, stacks: Content, width: int) -> Content:
+    """Nothing gives way to the mark of stacks: it is left out first."""
+    left, right = title_left(situation), title_right(situation, stacks)
+    fits = left.cell_length + right.cell_length < width
+    return spread(left, right if fits else title_right(situation, Content("")), width)
+
+
+def beside(activity: Content, stacks: Content, width: int) -> Content:
+    """The same of the second row."""
+    fits = stacks and activity.cell_length + stacks.cell_length + 1 < width
+    return spread(activity, Content.assemble(stacks, " "), width) if fits else activity
 
 
 def title_left(situation: Situation) -> Content:
@@ -63,8 +77,8 @@ def state_mark(situation: Situation) -> Content:
     return Content.styled(f"{symbol} {state_word(state)}", f"bold {style}")
 
 
-def title_right(situation: Situation) -> Content:
-    """`REPLAY 4x 12:41:05 · attempt 2 · eager ✓ · 2 debug settings   up 0:12:41`."""
+def title_right(situation: Situation, stacks: Content) -> Content:
+    """`REPLAY 4x 12:41:05 · attempt 2 · eager ✓ · 2 debug settings · stacks: py-spy   up 0:12:41`."""
     attempt = situation.attempt
     if attempt is None:
         return Content("")
@@ -73,6 +87,7 @@ def title_right(situation: Situation) -> Content:
     launch.append(extra_settings(situation.model.debug_settings))
     if situation.readonly and not situation.pace:
         launch.append(Content.styled("read-only", "$text-warning"))
+    launch.append(stacks)
     return Content.assemble(joined(launch), "   ", up)
 
 
@@ -108,6 +123,16 @@ def extra_settings(settings: Sequence[DebugSetting]) -> Content:
     """How many debug settings are in force that no lever of ours put there."""
     count = sum(setting.origin != "lever" for setting in settings)
     return Content.styled(plural(count, "debug setting"), "$text-warning") if count else Content("")
+
+
+def stacks_mark(attempt: AttemptModel | None) -> Content:
+    """`stacks: py-spy or signal`; louder where py-spy cannot read them; empty where that is not known."""
+    rungs = attempt.rungs if attempt and not attempt.ended else None
+    if rungs is None:
+        return Content("")
+    if rungs.py_spy:
+        return Content.styled("stacks: py-spy or signal" if rungs.hook else "stacks: py-spy", "dim")
+    return Content.styled("stacks: signal only" if rungs.hook else "stacks: kernel only", "$text-warning")
 
 
 def setting_line(setting: DebugSetting) -> str:

@@ -1,5 +1,6 @@
 """The verdict on a hang, below the header: who holds everybody up, how we know, and afterwards how it went."""
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from vllm_tui.widgets.doing import verdict_look
 from vllm_tui.widgets.rows import Panel, hanging, joined, rule
 
 MAX_EVIDENCE = 4
+NO_TOKENS = "no tokens"
 
 
 class VerdictBanner(Panel):
@@ -35,7 +37,8 @@ class VerdictBanner(Panel):
         steps = list(timeline(attempt))
         course = hanging(Content("   "), joined(steps, " → "), width) if steps else []
         patience = [row.truncate(width, ellipsis=True) for row in deadline_rows(self._situation)]
-        return [rule(joined([title, kind]), width), *head, *course, *evidence_rows(verdict, width), *patience]
+        evidence = [*evidence_rows(verdict, width), *saved_rows(verdict, width)]
+        return [rule(joined([title, kind]), width), *head, *course, *evidence, *patience]
 
 
 def since(situation: Situation, verdict: VerdictChanged) -> str:
@@ -73,9 +76,19 @@ def deadline_rows(situation: Situation) -> list[Content]:
 def evidence_rows(verdict: VerdictChanged, width: int) -> list[Content]:
     """What says so beside the culprits' own stacks, which the summary has."""
     names = {culprit.process for culprit in verdict.culprits}
-    shown = [one for one in verdict.evidence if one.signal not in names and not one.signal.startswith("no tokens")]
+    shown = [one for one in verdict.evidence if one.signal not in names and not one.signal.startswith(NO_TOKENS)]
     rows = [
         Content.assemble("   ", (f"{printable(one.signal)}: ", "dim"), printable(one.value))
         for one in shown[:MAX_EVIDENCE]
     ]
     return [row.truncate(width, ellipsis=True) for row in rows]
+
+
+def saved_rows(verdict: VerdictChanged, width: int) -> list[Content]:
+    """`no tokens since 20:34:11 · evidence: snapshots/1-1763700055000-quiet`, of the session folder."""
+    quiet = [one for one in verdict.evidence if one.signal.startswith(NO_TOKENS) and one.since is not None]
+    parts = [f"{printable(one.signal)} since {time.strftime('%H:%M:%S', time.localtime(one.since))}" for one in quiet]
+    files = [one.file for one in verdict.evidence if one.file and one.file.startswith("snapshots/")]
+    parts += [f"evidence: {printable(os.path.dirname(file))}" for file in files[:1]]
+    row = Content.styled(f"   {' · '.join(parts)}", "dim")
+    return [row.truncate(width, ellipsis=True)] if parts else []

@@ -1,4 +1,4 @@
-"""What a session tells when it begins where py-spy cannot read its processes, and what it shows all the same.
+"""What a session tells of stacks when it begins, and what it shows where py-spy cannot read its processes.
 
 A script stands in py-spy's place, and says what the real one was seen to say without the right to trace.
 """
@@ -19,35 +19,77 @@ from tests.test_stream import stream
 from tests.titled_tree import server_argv, start_tree
 from vllm_probes import commands
 from vllm_probes.events import AttemptStarted, ProcessesSampled, StacksCaptured, TroubleNoted
-from vllm_probes.keeper import attached, obstacle
+from vllm_probes.keeper import attached, rungs
 from vllm_probes.keeper.client import connect
-from vllm_probes.keeper.obstacle import tell_obstacle
+from vllm_probes.keeper.rungs import tell_rungs
 from vllm_probes.launch.levers import HOOK
+from vllm_probes.model import SessionModel
 from vllm_probes.rows import ProcessRow
 from vllm_probes.sensors import foreign
 from vllm_probes.sensors.dumps import has_hook
 
 pytest_plugins = ["tests.stack_fixtures"]
 
+Tried = Callable[..., SessionModel]
 Told = Callable[..., list[str]]
+REAL = 'exec $REAL "$@"'
 
 
 @pytest.fixture
-def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Told:
-    """`told(pids)`: the troubles that a session tells of a run with these processes, each in one text."""
-    monkeypatch.setattr(obstacle, "TRY_EVERY_S", 0.01)
+def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tried:
+    """`tried(pids)`: a session of a run with these processes, when it has tried how their stacks can be had."""
+    monkeypatch.setattr(rungs, "TRY_EVERY_S", 0.01)
 
-    def tell(*pids: int, bare: bool = False, foreign: bool = False) -> list[str]:
+    def tell(*pids: int, bare: bool = False, foreign: bool = False) -> SessionModel:
         one = stream(tmp_path)
         one.begin_attempt()
         one.publish(AttemptStarted(**one.stamp(), command=["x"], levers=[], log="attempt-1.log", shim_pid=1))
         rows = [ProcessRow(pid=pid, parent_pid=1, started=0, process=f"P{pid}", foreign=foreign) for pid in pids]
         one.publish(ProcessesSampled(**one.stamp(), rows=rows))
-        asyncio.run(tell_obstacle(one, bare=bare))
+        asyncio.run(tell_rungs(one, bare=bare))
         one.close()
-        return [f"{trouble.severity}: {trouble.what} {trouble.hint}" for trouble in one.model.troubles]
+        return one.model
 
     return tell
+
+
+@pytest.fixture
+def told(tried: Tried) -> Told:
+    """`told(pids)`: the troubles that such a session tells, each in one text."""
+
+    def tell(*pids: int, **more: bool) -> list[str]:
+        return [f"{one.severity}: {one.what} {one.hint}" for one in tried(*pids, **more).troubles]
+
+    return tell
+
+
+@pytest.mark.parametrize("bare", [False, True])
+@pytest.mark.parametrize(("script", "py_spy"), [(REAL, True), (saying(DENIED), False)])
+def test_the_ways_that_work_are_told(
+    script: str, py_spy: bool, bare: bool, two: Two, tried: Tried, fake_py_spy: Fake
+) -> None:
+    process, _ = two()
+    fake_py_spy(script)
+    attempt = tried(process.pid, bare=bare).attempt
+    assert attempt
+    assert attempt.rungs
+    assert (attempt.rungs.py_spy, attempt.rungs.hook) == (py_spy, not bare)
+
+
+def test_who_has_given_the_signal_away_is_not_asked(two: Two, tried: Tried) -> None:
+    process, _ = two(f"import signal\nsignal.signal(signal.SIGUSR2, signal.SIG_DFL)\n{TWO_WAIT}")
+    attempt = tried(process.pid).attempt
+    assert attempt
+    assert attempt.rungs
+    assert (attempt.rungs.py_spy, attempt.rungs.hook) == (True, False)
+
+
+def test_nothing_is_known_of_a_run_that_does_not_tell(two: Two, tried: Tried, fake_py_spy: Fake) -> None:
+    process, _ = two()
+    fake_py_spy(saying("Error: Odd"))
+    attempt = tried(process.pid).attempt
+    assert attempt
+    assert attempt.rungs is None
 
 
 def test_nothing_is_told_where_it_works(two: Two, told: Told, fake_py_spy: Fake, tmp_path: Path) -> None:

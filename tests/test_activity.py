@@ -78,6 +78,17 @@ def test_a_look_that_fails_says_nothing() -> None:
     assert after(server(1, 5), EndpointSampled(**stamp(2), **failed)).requests == 1.0
 
 
+def test_what_was_there_before_anybody_looked_has_not_moved() -> None:
+    started = AttemptStarted(**stamp(0), command=["x"], levers=[], log="l", shim_pid=None, attached_pid=7)
+    activity = follow(Activity(), started)
+    for event in (log(1, 90), process(1, 1 << 30)):
+        activity = follow(activity, event)
+    assert dict(activity.moved) == {"start": 0}
+    for event in (log(2, 91), process(2, 0, pid=8)):
+        activity = follow(activity, event)
+    assert dict(activity.moved) == {"start": 0, "log": 2, "children": 2}
+
+
 def test_a_server_that_never_tells_its_gauges_and_does_not_answer() -> None:
     silent = EndpointSampled(**stamp(1), url="u", health="timeout")
     assert after(silent).is_counted

@@ -42,6 +42,8 @@ class Activity(msgspec.Struct, frozen=True):
 
     moved: Mapping[str, float] = {}
     """As in `activity_sampled`."""
+    is_attached: bool = False
+    """It was found running: its processes and its log were there before anybody looked, and have not moved so."""
     requests: float | None = None
     unanswered: bool = False
     """As in `activity_sampled`, both."""
@@ -67,7 +69,7 @@ def follow(activity: Activity, event: Event) -> Activity:
     """The activity after one more event, whether it is written or not."""
     match event:
         case AttemptStarted():
-            return Activity(moved={"start": event.mono})
+            return Activity(moved={"start": event.mono}, is_attached=event.attached_pid is not None)
         case EndpointSampled():
             return _endpoint_sampled(activity, event)
         case LogSampled():
@@ -117,7 +119,8 @@ def _log_sampled(activity: Activity, event: LogSampled) -> Activity:
     content_lines = event.line_count - event.heartbeat_count
     if content_lines == activity.content_lines:
         return activity
-    return replace(_moved(activity, "log", event.mono), content_lines=content_lines)
+    is_news = activity.content_lines or not activity.is_attached
+    return replace(_moved(activity, "log", event.mono) if is_news else activity, content_lines=content_lines)
 
 
 def _processes_sampled(activity: Activity, event: ProcessesSampled) -> Activity:
@@ -128,7 +131,7 @@ def _processes_sampled(activity: Activity, event: ProcessesSampled) -> Activity:
     }
     if grown:
         activity = _moved(activity, "bytes", event.mono)
-    if new:
+    if new and (known or not activity.is_attached):
         activity = _moved(activity, "children", event.mono)
     if any(row.pid in new and row.role == "compiler" for row in event.rows):
         activity = _moved(activity, "compilers", event.mono)

@@ -154,11 +154,21 @@ def test_a_start_that_computes_gets_on(state: State) -> None:
 
 def test_a_start_in_which_one_rank_stands_still() -> None:
     story = Story(state="loading")
+    in_load = thread(f"acquire (app/pool.py:88) < {LOOP}", name="MainThread", state="S", syscall=FUTEX)
     for at in (103, 106, 109, 112, 120, 130, 161):
         story.quiet(at, 100)
-        story.look(at, engine_waits(), idle_worker(), in_lock())
+        story.look(at, engine_waits(), idle_worker(), in_load)
     assert [(one.health, one.time - 1100) for one in story.told] == [("suspect", 12.0), ("stalled", 61.0)]
     assert story.told[-1].kind == "startup_stuck"
+
+
+def test_a_program_whose_ranks_make_steps_has_started() -> None:
+    """Of one that is no server nothing else tells."""
+    story = Story(state="warming_up")
+    for at in (103, 106, 109, 112):
+        story.quiet(at, 100)
+        story.look(at, engine_waits(), in_all_reduce(), in_lock())
+    assert story.last == ("suspect", "rank_absent", [("Worker_TP1", "lock")])
 
 
 def test_who_asks_for_the_end_gets_no_verdict() -> None:

@@ -44,23 +44,30 @@ def test_a_model_survives_the_way_to_a_view(path: Path) -> None:
 
 
 def test_there_are_recordings() -> None:
-    assert {path.stem for path in RECORDINGS} >= {
-        "demo",
-        "real-two-ranks",
-        "real-port-in-use",
-        "real-hang-lock",
-        "real-hang-exception",
-    }
+    assert {path.stem for path in RECORDINGS} >= {"demo", "real-two-ranks", "real-port-in-use", *HANGS}
 
 
-@pytest.mark.parametrize(("name", "doing"), [("real-hang-lock", "lock"), ("real-hang-exception", "idle")])
-def test_a_recorded_hang_is_found(name: str, doing: str) -> None:
+HANGS = {
+    "real-hang-lock": ("rank_absent", "Worker_TP1", "lock"),
+    "real-hang-exception": ("rank_absent", "Worker_TP1", "idle"),
+    "real-hang-native": ("rank_absent", "Worker_TP0", "native_loop"),
+    "real-hang-stopped": ("process_stopped", "Worker_TP0", "stopped"),
+    "real-hang-scheduler": ("engine_stuck", "EngineCore", "lock"),
+    "real-hang-front": ("frontend_stuck", "APIServer", "lock"),
+    "real-hang-weights": ("load_stuck", "Worker_TP0", "read"),
+    "real-hang-download": ("download_stuck", "APIServer", "socket"),
+}
+
+
+@pytest.mark.parametrize("name", HANGS)
+def test_a_recorded_hang_is_found(name: str) -> None:
     verdicts = [
         event for event in events_of(Path(__file__).with_name("sessions") / f"{name}.jsonl")
         if isinstance(event, VerdictChanged)
     ]  # fmt: skip
     assert [one.health for one in verdicts][:2] == ["suspect", "stalled"]
-    assert [(one.process, one.doing) for one in verdicts[1].culprits] == [("Worker_TP1", doing)]
+    kind, process, doing = HANGS[name]
+    assert (verdicts[1].kind, verdicts[1].culprits[0].process, verdicts[1].culprits[0].doing) == (kind, process, doing)
 
 
 def test_the_exception_that_a_rank_logged_is_evidence() -> None:

@@ -94,6 +94,7 @@ def test_a_server_that_never_tells_its_gauges_and_does_not_answer() -> None:
     assert after(silent).is_counted
     assert not after(silent, EndpointSampled(**stamp(2), url="u", health="ok")).is_counted
     assert not after(EndpointSampled(**stamp(1), url="u", health="refused")).is_counted
+    assert after(silent, EndpointSampled(**stamp(2), url="u", health="refused")).is_counted
     assert not after(server(1, 5), silent).unanswered
 
 

@@ -91,6 +91,17 @@ def test_of_a_chain_the_exception_that_got_out_is_told() -> None:
         assert told(*first, *link, *first[:2], text)[0] == ("hub-repository", "cause", "fatal", 3)
 
 
+def test_the_bare_name_of_an_exception_says_less_than_the_one_that_it_led_to() -> None:
+    """As vLLM 0.32 raises where its ranks do not answer (multiproc_executor.py, get_response)."""
+    link = ["", "The above exception was the direct cause of the following exception:", ""]
+    frames = ["Traceback (most recent call last):", '  File "v1/engine/core.py", line 1, in run_busy_loop', "    x"]
+    late = "TimeoutError: RPC call to execute_model timed out."
+    record = [CORE + line for line in (*frames, "TimeoutError", *link, *frames, late)]
+    assert told(*record) == [("rpc-timeout", "cause", "fatal", len(record))]
+    alone = [CORE + line for line in (*frames, "TimeoutError")]
+    assert told(*alone) == [("engine-exception", "cause", "fatal", 4)]
+
+
 def test_what_a_log_does_not_hold_is_said() -> None:
     assert findings(OPAQUE)[0].why.startswith(NOT_IN_LOG)
     assert findings(BANNER, OPAQUE)[0].why.startswith(NO_CAUSE)

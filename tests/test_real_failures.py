@@ -165,7 +165,8 @@ def test_too_little_memory(fail: Fail) -> None:
 def test_a_worker_that_dies(fail: Fail, number: signal.Signals, word: str) -> None:
     found = fail(ranks=2, when_idle=lambda server: os.kill(server.pid_of("Worker_TP1"), number))
     assert classes(found)[0] == "worker_proc_died"
-    assert word in found[0]["why"].lower()
+    is_known = "exit code: None" not in found[0]["line"]  # vLLM may ask before the kernel tells
+    assert (word if is_known else "a signal is likely") in found[0]["why"].lower()
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_an_answer_that_comes_too_late(fail: Fail, order: Order) -> None:
         order.give("step 1 sleep")
         server.send()
 
-    environment = {**order.environment, "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "25"}
+    environment = {**order.environment, "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "45"}
     found = fail(ranks=2, env=environment, when_idle=ask)
     assert found[0]["rule"] == "hang"
     assert "Worker_TP1 sleeps" in found[0]["line"]

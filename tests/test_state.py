@@ -231,16 +231,25 @@ def test_code_0_after_a_lost_worker_is_a_crash() -> None:
     assert exited.findings[0].rule == "worker-died"
 
 
-@pytest.mark.parametrize(("counts", "wanted"), [((3, 3), "worker_proc_died"), ((3, 4), "host_oom_killed")])
+@pytest.mark.parametrize(
+    ("counts", "rule", "code", "wanted"),
+    [
+        ((3, 3), "worker-killed", " (exit code: -9)", "worker_proc_died"),
+        ((3, 4), "worker-killed", " (exit code: -9)", "host_oom_killed"),
+        ((3, 4), "worker-died", " (exit code: None)", "host_oom_killed"),
+        ((3, 4), "worker-died", "", "host_oom_killed"),
+        ((3, 4), "worker-died", " (exit code: -15)", "worker_proc_died"),
+        ((3, 4), "worker-segfault", " (exit code: -11)", "worker_proc_died"),
+    ],
+)
 def test_a_killed_worker_was_killed_for_memory_where_the_kernel_counted_that(
-    counts: tuple[int, int], wanted: str
+    counts: tuple[int, int], rule: str, code: str, wanted: str
 ) -> None:
     story = ready()
     for count in counts:
         story.add(HostSampled, oom_kill_count=count)
-    story.log("worker-killed", level="error", message="Worker proc VllmWorker-1 died unexpectedly (exit code: -9)").end(
-        1
-    )
+    words = f"Worker proc VllmWorker-1 died unexpectedly{code}, shutting down executor."
+    story.log(rule, level="error", message=words).end(1)
     exited = story.told()[-1]
     assert isinstance(exited, Exited)
     assert [(finding.class_, finding.role) for finding in exited.findings] == [(wanted, "cause")]

@@ -197,6 +197,31 @@ def test_a_hang_outlives_the_processes_that_were_in_it() -> None:
     assert [one.health for one in story.told] == ["suspect", "stalled", "dead"]
 
 
+def hang_that_is_given_up() -> Story:
+    """Its engine has left the place where it waited, and takes its processes along, when somebody looks."""
+    story = Story().looks(engine_waits(), in_all_reduce(), in_lock())
+    story.look(121, engine_idle(), idle_worker(), idle_worker())
+    assert story.last == ("ok", None, [])
+    return story
+
+
+def test_a_hang_that_was_given_up_explains_the_end_that_follows() -> None:
+    story = hang_that_is_given_up()
+    hung = story.memory.hung(125)
+    assert hung is not None
+    assert hung.summary.startswith("Worker_TP1 waits for a lock")
+    story.state = "crashed"
+    story.say(ProcessesSampled, 125, gone=[2, 10, 11])
+    assert story.last == ("dead", "rank_absent", [("Worker_TP1", "lock")])
+
+
+def test_a_hang_that_is_over_explains_no_end() -> None:
+    assert hang_that_is_given_up().memory.hung(1000) is None
+    story = hang_that_is_given_up()
+    story.quiet(123, 122)
+    assert story.memory.hung(125) is None
+
+
 def test_whoever_went_first_is_named() -> None:
     story = Story()
     story.say(ProcessesSampled, 120, gone=[11])

@@ -90,7 +90,9 @@ def _moved(activity: Activity, what: str, mono: float) -> Activity:
 
 def _endpoint_sampled(activity: Activity, event: EndpointSampled) -> Activity:
     if not event.engines:
-        return replace(activity, unanswered=activity.requests is None and event.health == "timeout")
+        was_unanswered = activity.unanswered and event.health != "ok"
+        unanswered = activity.requests is None and (was_unanswered or event.health == "timeout")
+        return replace(activity, unanswered=unanswered)
     engines = {one.engine: _engine_activity(activity.engines.get(one.engine), one, event.mono) for one in event.engines}
     waiting, running = total(event.engines, "waiting"), total(event.engines, "running")
     requests = None if waiting is None and running is None else (waiting or 0.0) + (running or 0.0)

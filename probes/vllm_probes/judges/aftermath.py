@@ -43,7 +43,7 @@ class Circumstances(NamedTuple):
     """What others have seen of the run until now."""
 
     hang: VerdictChanged | None = None
-    """In which it is."""
+    """In which it is, or was right before."""
     cards: Mapping[int, GpuCard] = {}
     gpus: Mapping[int, GpuRow] = {}
     rows: Mapping[int, ProcessRow] = {}

@@ -31,7 +31,7 @@ class Memory(msgspec.Struct, frozen=True):
 def judge(knowledge: Knowledge, memory: Memory, event: Observation) -> tuple[Memory, list[Conclusion]]:
     """One observation in, the conclusions of all judges out, always in the same order."""
     seen = memory.of_verdict
-    circumstances = Circumstances(seen.stalled, seen.cards, seen.gpus, seen.rows)
+    circumstances = Circumstances(seen.hung(event.mono), seen.cards, seen.gpus, seen.rows)
     of_state, states = state.step(knowledge.rules, memory.of_state, event, circumstances)
     of_limits, changes = limits.step(memory.of_limits, event)
     of_verdict, verdicts = verdict.step(knowledge.frames, memory.of_verdict, event, of_state.state, of_state.phase)

@@ -110,14 +110,27 @@ def _is_harmless(match: Match) -> bool:
     return match.rule is not None and match.rule.role == "noise" and not match.statement.is_exception
 
 
-def _without_repeats(matches: Iterable[Match]) -> Iterable[Match]:
+def _without_repeats(matches: Sequence[Match]) -> Iterable[Match]:
     """Of chained exceptions with one class the last that says something new: it is the one that got out."""
     kept: dict[object, Match] = {}
+    chain = [match for match in matches if match.statement.is_exception]
     for match in matches:
+        if _is_bare_symptom(match) and any(_is_known_better(one) for one in chain if one.number > match.number):
+            continue
         kind = _kind(match)
         if kind not in kept or _says_more(match.statement, kept[kind].statement):
             kept[kind] = match
     return sorted(kept.values(), key=lambda match: match.number)
+
+
+def _is_bare_symptom(match: Match) -> bool:
+    """The name of an exception and nothing else, from a place that tells no cause."""
+    rule, statement = match.rule, match.statement
+    return statement.is_exception and rule is not None and rule.role == "symptom" and ":" not in statement.text
+
+
+def _is_known_better(match: Match) -> bool:
+    return match.rule is not None and match.rule.role in ("cause", "symptom") and ":" in match.statement.text
 
 
 def _kind(match: Match) -> object:

@@ -15,7 +15,7 @@ from vllm_probes.rows import Finding
 MAX_RECORDS = 200
 """The first alarms of an attempt decide; a flood that follows adds nothing."""
 MAX_FINDINGS = 8
-KILLED_RULES = ("worker-killed", "engine-killed")
+KILLED_RULES = ("worker-killed", "engine-killed", "worker-died")
 SIGNALS = {
     4: "SIGILL: code for another processor",
     6: "SIGABRT: it aborted itself (NCCL's watchdog, an exception in C++, a GPU core dump)",
@@ -30,7 +30,7 @@ UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
 
-_SIGNAL_9 = re.compile(r"(?:-9|\b137)\b")
+_MAYBE_SIGNAL_9 = re.compile(r"(?:exit code|'): (?:-9|137|None)\b|\bdied unexpectedly, ")
 _EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
 _FIELD = re.compile(r"\{(\w+)\}")
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+")
@@ -116,8 +116,8 @@ def find_causes(
 
 
 def _killed_for_memory(clue: Clue, count: int) -> Clue:
-    """A process that signal 9 ended while the kernel killed for memory."""
-    if clue.rule is None or clue.rule.id not in KILLED_RULES or not _SIGNAL_9.search(clue.line):
+    """A process that signal 9 ended, or one of unknown number, while the kernel killed for memory."""
+    if clue.rule is None or clue.rule.id not in KILLED_RULES or not _MAYBE_SIGNAL_9.search(clue.line):
         return clue
     why = f"The kernel killed for memory while this run lasted ({count} of its cgroup), and one of its processes was."
     return replace(clue, rule=msgspec.structs.replace(clue.rule, class_="host_oom_killed", role="cause", why=why))

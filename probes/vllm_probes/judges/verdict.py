@@ -54,6 +54,9 @@ SEEN_LATE_S = 3.0
 """Progress is seen by a look at counters, a second or more after it was made; a line of the log at once."""
 GAP_S = 45.0
 """Looks that are further apart do not follow each other: whoever looks was suspended, too."""
+ENDING_S = 60.0
+"""An engine that gives up a hang leaves the place where it waited, and needs some seconds for its end (measured: 2 s,
+where a worker does not answer 8 s and more). That is the end of a hang, not a run that goes on."""
 FIRST_LOOK_S = 3.0
 """A look comes after so much quiet; before it nobody knows what stood still."""
 
@@ -102,6 +105,8 @@ class Memory(msgspec.Struct, frozen=True):
     """The hang that the run is in, or was in when it ended …"""
     involved: frozenset[int] = frozenset()
     """… and who was there then. Whether it is over can be seen only while all of them are."""
+    passed: tuple[float, VerdictChanged] | None = None
+    """A hang that the stacks showed no more, and when; nothing has moved since."""
     lost: ProcessRow | None = None
     """The first engine or worker that went without anybody asking."""
     is_open: bool = False
@@ -109,6 +114,12 @@ class Memory(msgspec.Struct, frozen=True):
 
     def stage(self, state: State | None) -> Stage:
         return stage_of(state, is_counted=self.is_counted)
+
+    def hung(self, mono: float) -> VerdictChanged | None:
+        """The hang that explains an end at that moment."""
+        if self.passed and mono - self.passed[0] <= ENDING_S:
+            return self.stalled or self.passed[1]
+        return self.stalled
 
 
 Result = tuple[Memory, list[Conclusion]]
@@ -169,14 +180,15 @@ def _activity_sampled(memory: Memory, event: ActivitySampled, state: State | Non
     pending = has_work or event.found_still or stage != "serves"
     memory = replace(memory, moved=event.moved, pending=pending, is_counted=is_counted)
     is_open = pending or memory.suspicion or memory.stalled or memory.told is None
-    if _moved_mono(event.moved, stage) <= before_mono and is_open:
+    has_moved = _moved_mono(event.moved, stage) > before_mono
+    if not has_moved and is_open:
         return memory, []  # whoever gives up waiting does not end a hang
     over = [DoingChanged(**stamp_of(event))] if memory.doing else []
     moved_time = event.time - (event.mono - _moved_mono(event.moved, stage))
     failed = {pid: one for pid, one in memory.failed.items() if (one.since or 0.0) > moved_time - SEEN_LATE_S}
     memory = replace(memory, suspicion=None, failed=failed, before=NOTHING_BEFORE, doing=())
     memory, verdicts = _tell(memory, event, None, (), "ok", stage)
-    return memory, [*over, *verdicts]
+    return replace(memory, passed=None) if has_moved else memory, [*over, *verdicts]
 
 
 def _moved_mono(moved: Mapping[str, float], stage: Stage) -> float:
@@ -293,7 +305,9 @@ def _tell(
     stamp = stamp_of(event)
     memory = replace(memory, told=verdict)
     if hang is None:
-        return replace(memory, stalled=None, involved=frozenset()), [VerdictChanged(**stamp, health="ok")]
+        passed = (event.mono, memory.stalled) if memory.stalled else memory.passed
+        memory = replace(memory, stalled=None, involved=frozenset(), passed=passed)
+        return memory, [VerdictChanged(**stamp, health="ok")]
     since = event.time - (event.mono - _moved_mono(memory.moved, stage))
     what = "no tokens" if stage == "serves" else "nothing moved"
     is_attached = memory.is_attached and "tokens" not in memory.moved
@@ -315,7 +329,7 @@ def _tell(
 
 def _died(memory: Memory, event: Event) -> tuple[Memory, VerdictChanged]:
     """The end that nobody asked for; after a hang its verdict goes on to stand."""
-    lost, hung = memory.lost, memory.stalled
+    lost, hung = memory.lost, memory.hung(event.mono)
     summary = f"{lost.process} (pid {lost.pid}) went first." if lost else "It has ended, and nobody asked for it."
     gone = [Culprit(process=lost.process, pid=lost.pid, rank=lost.rank, doing="unknown", frame=None)] if lost else []
     died = VerdictChanged(

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import PROGRAM, Spawn, WaitFor
 from tests.kept import View
-from tests.titled_tree import TitledTree, server_argv, start_tree
+from tests.titled_tree import PORT, TitledTree, server_argv, start_tree
 from vllm_probes import commands
 from vllm_probes.demo import demo_command
 from vllm_probes.events import (
@@ -54,7 +54,7 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def server(spawned: Spawn, wait_for: WaitFor, tmp_path: Path, log: Path) -> TitledTree:
     with log.open("ab") as stream:
-        argv = server_argv(tmp_path, "--port", "8123", "--api-key", "sesame")
+        argv = server_argv(tmp_path, "--port", PORT, "--api-key", "sesame")
         return start_tree(spawned, wait_for, argv, cwd=tmp_path, stdout=stream, stderr=stream)
 
 
@@ -224,7 +224,7 @@ def test_two_that_attach_share_a_session_and_a_signal_ends_the_view_alone(
     first = Headless(spawned, str(server.pids["VLLM::Worker_TP1"]))
     begun = first.until("session_started")
     first.until("processes_sampled")
-    second = Headless(spawned, "--port", "8123")
+    second = Headless(spawned, "--port", PORT)
     assert second.until("session_started")["session"] == begun["session"]
     assert second.interrupt() == 0
     folder = SessionFolder(Path(begun["session"]))

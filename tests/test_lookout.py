@@ -17,10 +17,9 @@ class Clock:
     def __init__(self, *, attached: bool = False) -> None:
         self.now = 0.0
         self.suspects, self.is_stalled = False, False
-        self.activity = Activity(moved={"start": 0.0} if attached else {"tokens": 0.0}, requests=0.0 if attached else 1)
-        launch = SimpleNamespace(attached_pid=7 if attached else None)
-        attempt = SimpleNamespace(launch=launch, own_clients=(), probe=None)
-        self.model = SimpleNamespace(state="serving", attempt=attempt)
+        moved, requests = ({"start": 0.0}, 0.0) if attached else ({"tokens": 0.0}, 1.0)
+        self.activity = Activity(moved=moved, requests=requests, is_attached=attached)
+        self.model = SimpleNamespace(state="serving", attempt=SimpleNamespace(own_clients=(), probe=None))
         self.told: list[ActivitySampled] = []
 
     def stamp(self) -> Any:

@@ -13,7 +13,7 @@ import pytest
 
 from tests import kept
 from tests.conftest import PROGRAM, Spawn, WaitFor
-from tests.titled_tree import TitledTree, server_argv, start_tree
+from tests.titled_tree import PORT, TitledTree, server_argv, start_tree
 from vllm_probes.sensors import tree
 
 Done = subprocess.CompletedProcess[str]
@@ -49,7 +49,7 @@ def _own_state(state_home: Path) -> None:
 
 @pytest.fixture
 def server(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> TitledTree:
-    return start_tree(spawned, wait_for, server_argv(tmp_path, "--port", "8123"))
+    return start_tree(spawned, wait_for, server_argv(tmp_path, "--port", PORT))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_without_the_right_every_process_has_the_line_that_gets_it(server: Title
     for one in seen["processes"]:
         assert f"dump --nonblocking --pid {one['pid']}`" in one["error"]
         assert one["doing"] is None
-    text = snapshot("--port", "8123", before=nobody).stdout
+    text = snapshot("--port", PORT, before=nobody).stdout
     assert text.startswith("NOT KNOWN: ")
     assert f" snapshot {server.root.pid}`." in text.splitlines()[1]
 
@@ -175,10 +175,12 @@ outer()
 
 
 @pytest.fixture
-def talking(spawned: Spawn) -> int:
+def talking(spawned: Spawn, wait_for: WaitFor) -> int:
+    """It sleeps."""
     program = spawned([sys.executable, "-c", TALKS], stdout=subprocess.PIPE)
     assert program.stdout
     program.stdout.readline()
+    wait_for(lambda: tree.state_letter(program.pid) == "S")
     return program.pid
 
 

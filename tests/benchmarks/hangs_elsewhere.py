@@ -30,12 +30,6 @@ HUNG = {
     "attach:front": ("front 0 lock", Expected("frontend_stuck", "APIServer", "lock")),
     "attach:schedule": ("schedule 0 python_loop", Expected("engine_stuck", "EngineCore", "python_loop")),
 }
-SCRIPTS = {
-    "script:offline": Expected("rank_absent", "Worker_TP1", "lock"),
-    "script:torchrun": Expected("rank_absent", "absent.py", "sleep"),
-    "script:plain": Expected("unknown", "plain.py", "lock"),
-}
-CASES = [*SCRIPTS, *HUNG, "attach:healthy", "attach:busy", "attach:unprivileged"]
 READY_S, SCRIPT_S, ATTACHED_S, WATCHED_S = 300.0, 60.0, 10.0, 30.0
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
 """As root, who is another one to the kernel then, and can still read a Python in root's home."""
@@ -65,6 +59,12 @@ lock = threading.Lock()
 lock.acquire()
 lock.acquire()
 """
+SCRIPTS = {
+    "script:offline": (OFFLINE, "offline.py", Expected("rank_absent", "Worker_TP1", "lock")),
+    "script:torchrun": (ABSENT, "absent.py", Expected("rank_absent", "absent.py", "sleep")),
+    "script:plain": (PLAIN, "plain.py", Expected("unknown", "plain.py", "lock")),
+}
+CASES = [*SCRIPTS, *HUNG, "attach:healthy", "attach:busy", "attach:unprivileged"]
 
 
 def judge(real: RealVllm, case: str) -> Outcome:
@@ -90,11 +90,7 @@ def judge(real: RealVllm, case: str) -> Outcome:
 def _script(
     stack: ExitStack, real: RealVllm, case: str, environment: dict[str, str], order: Order, folder: Path
 ) -> Outcome:
-    name, text = {
-        "script:offline": ("offline.py", OFFLINE),
-        "script:torchrun": ("absent.py", ABSENT),
-        "script:plain": ("plain.py", PLAIN),
-    }[case]
+    text, name, expected = SCRIPTS[case]
     script = folder / name
     script.write_text(
         text.format(model=str(real.model), order=order.environment["HANG_FILE"], struck=str(order.struck))
@@ -107,7 +103,7 @@ def _script(
     told = run.until("verdict_changed", SCRIPT_S, lambda event: event["health"] in ("suspect", "stalled"))
     is_in_time = told is not None and told["time"] - struck <= SCRIPT_S
     told_all = run.of("verdict_changed")
-    return Outcome.of(case, SCRIPTS[case], told_all, struck, pid=order.struck_pid, is_in_time=is_in_time)
+    return Outcome.of(case, expected, told_all, struck, pid=order.struck_pid, is_in_time=is_in_time)
 
 
 # --- servers of somebody else -----------------------------------------------------------------------------------------

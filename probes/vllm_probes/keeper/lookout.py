@@ -32,10 +32,8 @@ class Lookout:
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        attempt = stream.model.attempt
-        self._is_attached = attempt is not None and attempt.launch.attached_pid is not None
         self._work_mono: float | None = None
-        self._told_mono: float | None = stream.stamp()["mono"] if self._is_attached else None
+        self._told_mono: float | None = stream.stamp()["mono"] if stream.activity.is_attached else None
         """When the activity was told last; None: that it moves is no news. Of a run that was found running it is."""
         self._captured_mono: float | None = None
         self._pause_s = SUSPECTED_EVERY_S
@@ -47,16 +45,17 @@ class Lookout:
         `probe_clients` are the connections of a probe that is on its way; None: there is none. `is_looking`: stacks are
         being taken at this moment, and the next have to wait for them.
         """
-        is_time = self._is_time(port, probe_clients)
-        return is_time and not is_looking and self._is_due(self._stream.stamp()["mono"])
-
-    def _is_time(self, port: int | None, probe_clients: Collection[str] | None) -> bool:
         now = self._stream.stamp()["mono"]
-        moved_mono = self._moved_mono()
-        if self._has_just_come(now):
-            self._pause_s = ARRIVAL_EVERY_S
+        arrives = self._has_just_come(now)
+        is_time = arrives or self._is_time(now, port, probe_clients)
+        if not is_time or is_looking or not self._is_due(now, arrives=arrives):
+            return False
+        if arrives:
             self._tell(self._connections(port, probe_clients or ()), probed=probe_clients is not None, found_still=True)
-            return True
+        return True
+
+    def _is_time(self, now: float, port: int | None, probe_clients: Collection[str] | None) -> bool:
+        moved_mono = self._moved_mono()
         if now - moved_mono < QUIET_AFTER_S:  # and nobody has to be asked who is connected
             self._work_mono = moved_mono
             self._wake(None, probed=probe_clients is not None)
@@ -76,19 +75,21 @@ class Lookout:
 
     def _has_just_come(self, now: float) -> bool:
         """To a run that was found running, and of which nobody knows whether it gets on."""
-        moved = self._stream.activity.moved
-        return self._is_attached and "tokens" not in moved and now - moved.get("start", now) < ARRIVAL_S
+        activity = self._stream.activity
+        has_begun = now - activity.moved.get("start", now) < ARRIVAL_S
+        return activity.is_attached and "tokens" not in activity.moved and has_begun
 
-    def _is_due(self, now: float) -> bool:
+    def _is_due(self, now: float, *, arrives: bool) -> bool:
         if self._captured_mono is None:
             self._captured_mono = now
             return True
         is_open = self._stream.suspects and not self._stream.is_stalled and self._quick_looks > 0
-        if now - self._captured_mono < (min(self._pause_s, SUSPECTED_EVERY_S) if is_open else self._pause_s):
+        pause_s = ARRIVAL_EVERY_S if arrives else SUSPECTED_EVERY_S if is_open else self._pause_s
+        if now - self._captured_mono < pause_s:
             return False
         if is_open:
             self._quick_looks -= 1
-        else:
+        elif not arrives:
             self._pause_s = min(2 * self._pause_s, self._longest_pause_s(now))
         self._captured_mono = now
         return True

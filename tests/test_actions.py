@@ -10,6 +10,7 @@ from vllm_tui import actions
 from vllm_tui.app import VllmTui
 from vllm_tui.screens.findings import FindingsPage
 from vllm_tui.screens.main import MainScreen
+from vllm_tui.screens.rules import RulesPage
 from vllm_tui.screens.stacks import StacksPage
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.widgets.log_view import LogView
@@ -46,7 +47,7 @@ def test_on_a_page_only_keys_of_a_recording_mean_something_else(page: actions.Pl
 @pytest.mark.parametrize("action", actions.ACTIONS, ids=lambda action: action.id)
 def test_every_action_is_there(action: actions.Action) -> None:
     call = action.run.partition(".")[2]
-    owners = {"app": VllmTui, "screen": MainScreen, "stacks": StacksPage, "findings": FindingsPage}
+    owners = {"app": VllmTui, "screen": MainScreen, "stacks": StacksPage, "findings": FindingsPage, "rules": RulesPage}
     owner = owners[action.place]
     assert callable(getattr(owner, f"action_{call.partition('(')[0]}"))
 

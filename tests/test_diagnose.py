@@ -96,7 +96,7 @@ def test_a_torn_archive_is_answered_by_a_sentence(log: Path) -> None:
 def test_a_rule_is_explained() -> None:
     told = run("--explain", "kv-cache-none").stdout.decode()
     assert told.startswith("kv-cache-none: kv_cache_too_small, cause, fatal")
-    assert "Fix: " in told
+    assert "What to do: " in told
     assert "https://docs.vllm.ai/" in told
 
 

@@ -9,9 +9,9 @@ from textual.binding import Binding
 from vllm_tui.situation import Situation
 from vllm_tui.takeover import refusal
 
-Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Findings page", "Replay"]
-Place = Literal["app", "screen", "stacks", "findings"]
-"""Where a key works: on every screen, on the main one, on the page of stacks, on that of findings."""
+Group = Literal["vLLM", "Log", "Screen", "Stacks page", "Findings page", "Rules page", "Replay"]
+Place = Literal["app", "screen", "stacks", "findings", "rules"]
+"""Where a key works: on every screen, on the main one, on the page of stacks, on that of findings, on that of rules."""
 Reason = Callable[[Situation], str | None]
 """Why an action cannot be done now, as a sentence; None: it can."""
 
@@ -97,7 +97,7 @@ _KEY_LABELS = {
     "ctrl+p": "Ctrl+P",
 }
 NEVER = 99
-PAGES: dict[Group, Place] = {"Stacks page": "stacks", "Findings page": "findings"}
+PAGES: dict[Group, Place] = {"Stacks page": "stacks", "Findings page": "findings", "Rules page": "rules"}
 """Groups of keys that work on one page only."""
 
 
@@ -182,9 +182,11 @@ ACTIONS: tuple[Action, ...] = (
     Action("panels", "v", "panels", "show or hide GPUs, processes and engine",
            "Screen", "screen.toggle_panels", 14),
     Action("details", "D", "details", "command, debug settings with their cost, attempts, GPUs, host, troubles",
-           "Screen", "app.show_details", 16),
+           "Screen", "app.show('details')", 16),
     Action("findings", "W", "why", "why it ended: every finding with what to do, its line and its documentation",
-           "Screen", "app.show_findings", 15, may_explain, "Why it ended"),
+           "Screen", "app.show('findings')", 15, may_explain, "Why it ended"),
+    Action("rules", "K", "rules", "what lines of a log mean and what to do about them: every rule, to search",
+           "Screen", "app.show('rules')", title="What lines of a log mean"),
     Action("stacks-view", "v", "processes", "process by process, or all of them in one drawing",
            "Stacks page", "screen.switch('merged')", title="Stacks: process by process, or merged"),
     Action("stacks-threads", "t", "threads", "their other threads as well",
@@ -215,6 +217,14 @@ ACTIONS: tuple[Action, ...] = (
            "Findings page", "screen.copy", reason=may_explain, title="Findings: copy"),
     Action("findings-save", "w", "save", "write all findings to a text file in the session folder",
            "Findings page", "screen.save", reason=may_explain, title="Findings: save"),
+    Action("rules-search", "slash", "search", "show only the rules that have these words",
+           "Rules page", "screen.search", title="Rules: search"),
+    Action("rules-next", "n", "next", "go to the next rule",
+           "Rules page", "screen.choose(1)", title="Rules: next"),
+    Action("rules-previous", "N", "before", "go to the rule before",
+           "Rules page", "screen.choose(-1)", title="Rules: before"),
+    Action("rules-copy", "y", "copy", "copy what the chosen rule says to the clipboard",
+           "Rules page", "screen.copy", title="Rules: copy"),
     Action("pause", "space", "pause", "pause the recording, or go on",
            "Replay", "app.replay('toggle_pause')", 3, replays),
     Action("step", "full_stop", "step", "pause and play one moment",
@@ -230,12 +240,12 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit", "q,ctrl+c", "quit", "leave; asks whether to stop vLLM or let it run",
            "vLLM", "app.quit", 1),
     Action("help", "question_mark", "help", "show every key",
-           "Screen", "app.show_help", 2),
+           "Screen", "app.show('help')", 2),
 )
 # fmt: on
 
 BY_ID = {action.id: action for action in ACTIONS}
-GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Stacks page", "Findings page", "Replay")
+GROUPS: tuple[Group, ...] = ("vLLM", "Log", "Screen", "Stacks page", "Findings page", "Rules page", "Replay")
 
 
 def bindings(place: Place) -> list[Binding]:

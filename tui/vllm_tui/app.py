@@ -24,6 +24,7 @@ from vllm_tui.screens import questions
 from vllm_tui.screens.dialog import Question
 from vllm_tui.screens.main import MainScreen
 from vllm_tui.screens.page import Page
+from vllm_tui.screens.pages import PageName, page_named
 from vllm_tui.situation import Connection, Pace, Situation
 from vllm_tui.source import OtherVersionError, ReplayControls, Source
 from vllm_tui.widgets.log_style import RANK_COLOURS
@@ -318,23 +319,9 @@ class VllmTui(App[AppResult]):
 
     # --- pages ----------------------------------------------------------------------------------------------------
 
-    def action_show_help(self) -> None:
-        from vllm_tui.screens.help import HelpPage
-
-        self._open_page(HelpPage(self.situation))
-
-    def action_show_details(self) -> None:
-        from vllm_tui.screens.details import DetailsPage
-
-        self._open_page(DetailsPage(self.situation))
-
-    def action_show_findings(self) -> None:
-        from vllm_tui.screens.findings import FindingsPage
-
-        self._open_page(FindingsPage(self.situation, self._folder))
-
-    def _open_page(self, page: Page) -> None:
+    def action_show(self, name: PageName) -> None:
         """Show a page, in the place of another one."""
+        page = page_named(name, self.situation, self._folder)
         if isinstance(self.screen, type(page)):
             return
         if isinstance(self.screen, Page):

@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from io import BufferedReader
@@ -15,10 +15,10 @@ from typing import IO, cast
 import msgspec
 
 from vllm_probes.judges.diagnosis import LINE_LIMIT_BYTES, diagnose
-from vllm_probes.judges.rules import Rule, RuleSet
+from vllm_probes.judges.rules import RuleSet
 from vllm_probes.log.line import parse_line
 from vllm_probes.rows import Finding
-from vllm_tui.explained import search_line
+from vllm_tui.explained import page_of, search_line
 from vllm_tui.format import printable, wrapped
 
 STANDARD_INPUT = "-"
@@ -110,19 +110,8 @@ def explanation(rules: RuleSet, rule_id: str, width: int) -> list[str]:
     """
     if (rule := rules.by_id.get(rule_id)) is None:
         near = get_close_matches(rule_id, rules.by_id, n=3, cutoff=0.4)
-        raise DiagnoseError(f"There is no rule {rule_id!r}." + (f" Did you mean {', '.join(near)}?" if near else ""))
-    return [line for text in _page(rule) for line in wrapped(text, width, "")]
-
-
-def _page(rule: Rule) -> Iterable[str]:
-    yield f"{rule.id}: {rule.class_}, {rule.role}, {rule.severity}"
-    yield rule.why or (rule.label or "Harmless: it is left out of findings.")
-    if rule.fix:
-        yield f"Fix: {rule.fix}"
-    if rule.lever:
-        yield f"Lever: {rule.lever} (`vllm-tui run --levers {rule.lever} -- …`)"
-    if rule.since or rule.until:
-        yield f"vLLM {rule.since or 'before'} to {rule.until or 'now'}"
-    if rule.docs:
-        yield f"More: {rule.docs}"
-    yield f"Like: {rule.samples[0].splitlines()[-1]}"
+        hint = f"Did you mean {', '.join(near)}?" if near else "The key K in the program lists all of them."
+        raise DiagnoseError(f"There is no rule {rule_id!r}. {hint}")
+    texts = [f"{rule.id}: {rule.class_}, {rule.role}, {rule.severity}"]
+    texts += [f"{label.capitalize() if label.islower() else label}: {text}" for label, text in page_of(rule)]
+    return [line for text in texts for line in wrapped(printable(text), width, "")]

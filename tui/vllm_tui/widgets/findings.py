@@ -69,7 +69,12 @@ def title(finding: Finding) -> list[Content]:
 
 def look(finding: Finding) -> tuple[str, str]:
     """Symbol and style of how grave it is."""
-    return LOOKS["error" if finding.severity == "fatal" else finding.severity]
+    return grade(finding.severity)
+
+
+def grade(severity: str) -> tuple[str, str]:
+    """Symbol and style of a severity."""
+    return LOOKS["error" if severity == "fatal" else severity]
 
 
 def kind(finding: Finding) -> Kind:

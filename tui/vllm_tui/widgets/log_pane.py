@@ -4,11 +4,10 @@ import asyncio
 
 from textual import on, work
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
+from textual.containers import Vertical
 from textual.content import Content
 from textual.events import Key
-from textual.message import Message
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from vllm_probes.log.index import LogIndex
 from vllm_probes.rows import Level
@@ -18,7 +17,9 @@ from vllm_tui.situation import Situation
 from vllm_tui.widgets.line_detail import LineDetail
 from vllm_tui.widgets.log_view import LogView
 from vllm_tui.widgets.rows import Title, joined
+from vllm_tui.widgets.search_bar import SearchBar
 
+HINT = "search the log, whatever the case; Enter finds, Esc closes"
 LEVELS: tuple[Level | None, ...] = (None, "warning", "error")
 _LEVEL_NAMES: dict[Level | None, str] = {"warning": "warnings and errors", "error": "errors only"}
 
@@ -228,7 +229,7 @@ class LogPane(Vertical):
 
     def open_search(self) -> None:
         if not self.query(SearchBar):
-            self.mount(SearchBar(self._needle))
+            self.mount(SearchBar(self._needle, HINT))
 
     @on(Input.Submitted)
     def _search_submitted(self, event: Input.Submitted) -> None:
@@ -292,34 +293,3 @@ class LogPane(Vertical):
             self.view.highlight("")
         elif self._filters():
             self._show_all()
-
-
-class SearchBar(Horizontal):
-    """Below the log while a search is typed."""
-
-    def __init__(self, needle: str) -> None:
-        super().__init__(id="search")
-        self._needle = needle
-
-    def compose(self) -> ComposeResult:
-        yield Static(Content.styled(" /", "bold"))
-        yield SearchLine(self._needle)
-
-
-class SearchLine(Input):
-    """The text to look for; Esc closes it."""
-
-    BINDINGS = [("escape", "close", "close")]
-
-    class Closed(Message):
-        """The user does not want to search."""
-
-    def __init__(self, needle: str) -> None:
-        super().__init__(value=needle, placeholder="search the log, whatever the case; Enter finds, Esc closes")
-        self.cursor_blink = False
-
-    def on_mount(self) -> None:
-        self.focus()
-
-    def action_close(self) -> None:
-        self.post_message(self.Closed())

@@ -48,6 +48,21 @@ def test_a_loop_over_two_lines_moves(spawned: Spawn, wait_for: WaitFor, tmp_path
     wait_for(lambda: (stack := _in(run.pid, "stuck", tmp_path)) and stack.moves)
 
 
+HOG = """
+import threading
+def hog():
+    pow(3, 10 ** 9)
+threading.Thread(target=hog, daemon=True).start()
+threading.Event().wait()
+"""
+
+
+def test_who_holds_the_lock_of_the_interpreter(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
+    run = spawned([sys.executable, "-c", HOG])
+    stack = wait_for(lambda: (found := _in(run.pid, "hog", tmp_path)) and found.owns_gil and found)
+    assert (stack.state, stack.moves, stack.thread_id == run.pid) == ("R", False, False)
+
+
 def test_the_operator_that_a_compiled_model_calls(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "_ops.py").write_text(OPERATORS)
@@ -61,10 +76,9 @@ def test_the_operator_that_a_compiled_model_calls(spawned: Spawn, wait_for: Wait
 
 
 def _in(pid: int, function: str, folder: Path) -> ThreadStack | None:
-    """The main thread, once it is in that function."""
+    """The first thread that is in that function."""
     [found] = asyncio.run(capture([ProcessRef(pid=pid, process="x")], folder / "stacks"))
-    stack = found.threads[0] if found.threads else None
-    return stack if stack and function in [frame.function for frame in stack.frames[:2]] else None
+    return next((one for one in found.threads if function in [frame.function for frame in one.frames[:2]]), None)
 
 
 def test_a_line_of_source(tmp_path: Path, spawned: Spawn) -> None:

@@ -107,3 +107,22 @@ def test_a_script_that_sits_still_beside_its_idle_engine_is_suspected() -> None:
         story.see(at, {2: [engine_idle()], 5: [asleep]})
     assert story.last[:2] == ("suspect", "unknown")
     assert [one.process for one in story.told[-1].culprits] == ["job.py"]
+
+
+NATIVE = "hash_all (app/hashing.py:7) < run (threading.py:982) < _bootstrap (threading.py:1002)"
+
+
+def busy(**more: object) -> ThreadStack:
+    return replace(thread(NATIVE, name="Thread-7", state="R"), owns_gil=True, moves=False, **more)
+
+
+def test_native_code_of_another_thread_lets_a_rank_run_no_python() -> None:
+    place = "forward (vllm/model_executor/layers/linear.py:1781) < execute_model (app/m.py:9)"
+    at_its_place = thread(place, name="MainThread", state="S", syscall=FUTEX)
+    idle = {1: [front_idle()], 2: [engine_waits()], 10: [in_all_reduce()]}
+    story = looks(Story(), {**idle, 11: [at_its_place, busy()]})
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "native_loop")])
+    assert story.told[-1].culprits[0].frame == "hash_all (app/hashing.py:7)"
+    # Python hands its lock on: whoever loops in it lets others run.
+    story = looks(Story(), {**idle, 11: [at_its_place, busy(source="while True: pass")]})
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "lock")])

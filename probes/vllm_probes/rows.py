@@ -207,6 +207,8 @@ class ThreadStack(Row, frozen=True, kw_only=True):
     """Innermost first."""
     active: bool | None = None
     """It runs, as py-spy sees it."""
+    owns_gil: bool | None = None
+    """It holds the lock of the interpreter: no other thread of its process runs Python meanwhile."""
     switch_count: int | None = None
     """How often it has gone off a CPU: who stays in the same wait does not, and whoever receives bytes does."""
     moves: bool | None = None

@@ -6,9 +6,10 @@ import msgspec
 
 from vllm_probes.events import StacksCaptured
 from vllm_probes.judges.culprits import WAITS_FOR_OTHERS, Standing, said
-from vllm_probes.judges.doing import doing, place
+from vllm_probes.judges.doing import doing, is_plain, place
 from vllm_probes.judges.frames import Classified, FrameTable, threads_that_matter
 from vllm_probes.judges.stackmerge import Motion
+from vllm_probes.judges.syscalls import wait_of
 from vllm_probes.rows import ProcessDoing, ProcessRow, Role, StackFile, ThreadStack
 
 NEEDS_NO_STACK = frozenset(("stopped", "uninterruptible"))
@@ -67,7 +68,7 @@ def _look(
     *,
     failed: bool,
 ) -> Look:
-    thread, classified = _telling(threads, row.role)
+    thread, classified = _telling(table, file, threads, row.role)
     is_there = _has_path_of(before, thread)
     loops = bool(thread.moves)
     if before is not None and is_there:
@@ -93,16 +94,32 @@ def _look(
     return Look(standing, thread, loops, compile_ticks, network)
 
 
-def _telling(threads: list[tuple[ThreadStack, Classified]], role: Role) -> tuple[ThreadStack, Classified]:
-    """The main thread, unless it waits for work and one of the others that vLLM has named is held up.
+def _telling(
+    table: FrameTable, file: StackFile, threads: list[tuple[ThreadStack, Classified]], role: Role
+) -> tuple[ThreadStack, Classified]:
+    """The main thread, unless another one lets it run no Python, or it waits for work and one of the others that vLLM
+    has named is held up.
 
     So answers are sent by another thread. That of a worker which waits for the GPU is at its place: kernels run on, and
     which GPU is at fault their table tells.
     """
     main = threads[0]
+    if holder := _holder_of_gil(file, main[0], table.machine):
+        return holder, table.classify(holder)
     at_rest = {*WAITS_FOR_OTHERS, "gpu_sync"} if role == "worker" else WAITS_FOR_OTHERS
     held_up = [one for one in threads[1:] if one[1].class_ not in at_rest]
     return held_up[0] if held_up and main[1].class_ == "idle" else main
+
+
+def _holder_of_gil(file: StackFile, main: ThreadStack, machine: str) -> ThreadStack | None:
+    """Another thread whose native code keeps the lock of the interpreter while the main thread waits for a lock.
+
+    Python itself hands it on every 5 ms (`sys.getswitchinterval`).
+    """
+    if wait_of(main, machine) != "lock":
+        return None
+    holders = (one for one in file.threads if one.owns_gil and one.moves is False)
+    return next((one for one in holders if not is_plain(one.source or "")), None)
 
 
 def _has_path_of(before: Look | None, thread: ThreadStack) -> bool:

@@ -59,6 +59,7 @@ class PySpyThread(msgspec.Struct, frozen=True):
     os_thread_id: int | None = None
     """As the process itself sees it. None for Python 3.10, where only a pause would tell."""
     active: bool | None = None
+    owns_gil: bool | None = None
     frames: list[PySpyFrame] = []
 
 

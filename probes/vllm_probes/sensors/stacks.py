@@ -210,7 +210,13 @@ def _thread_stack(thread: PySpyThread, pid: int, inside: Mapping[int, int]) -> T
         Frame(function=frame.name.rpartition(".")[2], file=shorten(frame.filename), line=frame.line)
         for frame in (*thread.frames[:INNER_FRAMES], *thread.frames[INNER_FRAMES:][-OUTER_FRAMES:])
     ]
-    return ThreadStack(thread_id=thread_id, name=thread.thread_name, frames=frames, active=thread.active)
+    return ThreadStack(
+        thread_id=thread_id,
+        name=thread.thread_name,
+        frames=frames,
+        active=thread.active,
+        owns_gil=thread.owns_gil,
+    )
 
 
 async def _closer(

@@ -37,7 +37,7 @@ def test_a_loop_that_stays_on_one_line(
 ) -> None:
     (tmp_path / "looping.py").write_text(f"def stuck(number):\n    {line}\nstuck(1)\n")
     run = spawned([sys.executable, str(tmp_path / "looping.py")])
-    stack = wait_for(lambda: _in(run.pid, "stuck", tmp_path))
+    stack = wait_for(lambda: (found := _in(run.pid, "stuck", tmp_path)) and found.moves is not None and found)
     assert (doing(stack, TABLE.classify(stack), moved=False, machine="x86_64"), stack.moves) == (expected, False)
     assert stack.source == line
 
@@ -59,7 +59,9 @@ threading.Event().wait()
 
 def test_who_holds_the_lock_of_the_interpreter(spawned: Spawn, wait_for: WaitFor, tmp_path: Path) -> None:
     run = spawned([sys.executable, "-c", HOG])
-    stack = wait_for(lambda: (found := _in(run.pid, "hog", tmp_path)) and found.owns_gil and found)
+    stack = wait_for(
+        lambda: (found := _in(run.pid, "hog", tmp_path)) and found.owns_gil and found.moves is not None and found
+    )
     assert (stack.state, stack.moves, stack.thread_id == run.pid) == ("R", False, False)
 
 

@@ -1,6 +1,7 @@
 """Every rule that logs are read by: what its lines mean, and what to do about them."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from textual import on
@@ -53,14 +54,14 @@ class RulesPage(Page):
 
     def page_rows(self, width: int) -> list[Content]:
         rows: list[Content] = []
-        subject = ""
-        for number, rule in enumerate(self._rules):
-            if subject != (subject := subject_of(rule)):
-                rows += [Content(""), Content.styled(f" {printable(subject)}", "bold")]
-            if number == self._chosen:
-                self._chosen_row = len(rows)
-            rows += _entry(rule, width, is_chosen=number == self._chosen)
-        return rows[1:] or [Content.styled(" No rule has that: / and Esc show all.", "dim")]
+        for subject, rules in groupby(self._rules, subject_of):
+            rows += [Content("")] if rows else []
+            rows.append(Content.styled(f" {printable(subject)}", "bold"))
+            for rule in rules:
+                is_chosen = rule is self._rules[self._chosen]
+                self._chosen_row = len(rows) if is_chosen else self._chosen_row
+                rows += _entry(rule, width, is_chosen=is_chosen)
+        return rows or [Content.styled(" No rule has that: / and Esc show all.", "dim")]
 
     # --- keys -----------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ from tests.verdict_story import (
 from vllm_probes.events import ActivitySampled, LogRecorded, ProcessesSampled, StacksCaptured
 from vllm_probes.rows import GpuProcess, GpuRow, StackFile
 
+EPOLL = 232
+
 
 def test_the_rank_that_is_not_where_the_others_wait() -> None:
     story = Story().looks(engine_waits(), in_all_reduce(), in_lock())
@@ -119,6 +121,17 @@ def test_a_rank_that_left_by_an_exception_is_named_though_it_waits_for_work() ->
         "stalled",
         "rank_absent",
         [("Worker_TP1", "idle")],
+    )
+
+
+def test_an_event_loop_inside_a_step_waits_for_no_work() -> None:
+    loop = "select (selectors.py:468) < _run_once (asyncio/base_events.py:1884) < run_forever (asyncio/base_events.py:1)"
+    step = "load (app/x.py:5) < execute_model (vllm/v1/worker/gpu_worker.py:700)"
+    waits = thread(f"{loop} < {step} < {LOOP}", name="MainThread", state="S", syscall=EPOLL, descriptor="socket:[5]")
+    assert Story().looks(engine_waits(), in_all_reduce(), waits).last == (
+        "stalled",
+        "rank_absent",
+        [("Worker_TP1", "socket")],
     )
 
 

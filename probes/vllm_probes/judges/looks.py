@@ -69,6 +69,9 @@ def _look(
     failed: bool,
 ) -> Look:
     thread, classified = _telling(table, file, threads, row.role)
+    is_stepping = any(frame.function == "execute_model" and frame.file in WORKERS for frame in thread.frames)
+    if is_stepping and classified.class_ == "idle":
+        classified = Classified("running")  # in a step nobody waits for work, not even an event loop
     is_there = _has_path_of(before, thread)
     loops = bool(thread.moves)
     if before is not None and is_there:
@@ -83,7 +86,7 @@ def _look(
         frame=place(thread),
         failed=failed,
         is_managed=any(frame.function in MANAGING and frame.file in WORKERS for frame in thread.frames),
-        is_stepping=any(frame.function == "execute_model" and frame.file in WORKERS for frame in thread.frames),
+        is_stepping=is_stepping,
         is_meeting=any(frame.function in MEETING for frame in thread.frames),
         is_blind=not thread.frames and does not in NEEDS_NO_STACK,
         is_on_gpu=any(what.class_ == "gpu_sync" for _, what in threads[1:]),

@@ -125,7 +125,7 @@ def test_a_rank_that_left_by_an_exception_is_named_though_it_waits_for_work() ->
 
 
 def test_an_event_loop_inside_a_step_waits_for_no_work() -> None:
-    loop = "select (selectors.py:468) < _run_once (asyncio/base_events.py:1884) < run_forever (asyncio/base_events.py:1)"
+    loop = "select (selectors.py:468) < _run_once (asyncio/base_events.py:1884) < f (a.py:1)"
     step = "load (app/x.py:5) < execute_model (vllm/v1/worker/gpu_worker.py:700)"
     waits = thread(f"{loop} < {step} < {LOOP}", name="MainThread", state="S", syscall=EPOLL, descriptor="socket:[5]")
     assert Story().looks(engine_waits(), in_all_reduce(), waits).last == (

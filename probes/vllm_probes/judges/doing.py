@@ -36,9 +36,16 @@ _PLAIN = (
     *(ast.Module, ast.Expr, ast.Pass, ast.Continue, ast.Break, ast.While, ast.If, ast.Assign, ast.AugAssign, ast.Name),
     *(ast.AnnAssign, ast.Constant, ast.expr_context, ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.UnaryOp),
     *(ast.unaryop, ast.BinOp, ast.Add, ast.Sub, ast.Mod, ast.FloorDiv, ast.Mult),
-    *(ast.BitAnd, ast.BitOr, ast.BitXor, ast.RShift),
+    *(ast.BitAnd, ast.BitOr, ast.BitXor, ast.RShift, ast.Attribute, ast.Call),
 )
-"""Nodes of a line that runs nothing but Python: no call, no power, no item, no attribute."""
+"""Nodes of a line that runs nothing but Python: no power, no item, and of calls the brief ones alone."""
+_BRIEF = frozenset(
+    (
+        *("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"),
+        *("len", "isinstance", "id", "getpid", "get_ident", "locked", "query", "sched_yield"),
+    )
+)
+"""Native functions, by their last name, that loops ask again and again; one in Python has a frame of its own."""
 _SMALL = 1024
 """Products with a constant up to this are plain: those of two big numbers are long native work."""
 _CHILD_FRAMES = {"multiprocessing/process.py": ("join",), "multiprocessing/popen_fork.py": ("wait", "poll")}
@@ -105,8 +112,18 @@ def is_plain(source: str) -> bool:
             tree = ast.parse(form)
         except (SyntaxError, ValueError):
             continue
-        return bool(source) and all(isinstance(node, _PLAIN) and not _is_product(node) for node in ast.walk(tree))
+        return bool(source) and all(
+            isinstance(node, _PLAIN) and not _is_product(node) and not _is_long_call(node) for node in ast.walk(tree)
+        )
     return False
+
+
+def _is_long_call(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Call):
+        return False
+    called = node.func
+    name = called.attr if isinstance(called, ast.Attribute) else called.id if isinstance(called, ast.Name) else ""
+    return name not in _BRIEF
 
 
 def _is_product(node: ast.AST) -> bool:

@@ -102,6 +102,51 @@ def test_the_bare_name_of_an_exception_says_less_than_the_one_that_it_led_to() -
     assert told(*alone) == [("engine-exception", "cause", "fatal", 4)]
 
 
+@pytest.mark.parametrize(
+    ("line", "rule"),
+    [
+        (
+            "Exception in worker VllmWorkerProcess while processing method load_model: "
+            "Cannot re-initialize CUDA in forked subprocess. Use spawn, Traceback (most recent call last):",
+            "spawn-guard",
+        ),
+        ("RuntimeError: Worker failed with error 'LoRA rank 9 is greater than max_lora_rank 8.', please check", "lora"),
+        ("  Value error, Expecting value: line 1 column 1 (char 0) [type=value_error]", "tokenizer"),
+        ("RuntimeError: Worker failed with error 'something new', please check", "worker-failed-with"),
+        ("  Value error, something new [type=value_error]", "config-value"),
+    ],
+)
+def test_a_message_that_passes_another_one_on_is_read_to_its_end(line: str, rule: str) -> None:
+    assert told(CORE + line)[0][0] == rule
+
+
+def test_what_answers_a_request_speaks_of_that_request_alone() -> None:
+    head = "ERROR 02-08 11:19:09 serving_chat.py:193] "
+    frames = ["Traceback (most recent call last):", '  File "/opt/v/json/decoder.py", line 9, in raw_decode', "    x"]
+    record = [head + line for line in (*frames, "json.decoder.JSONDecodeError: Expecting value: line 1 column 1")]
+    assert told(*record) == []
+    assert told(*record[:-1], head + "vllm.v1.engine.exceptions.EngineDeadError: x")[0][0] == "engine-dead"
+
+
+def test_an_unknown_exception_in_an_engine_that_died_of_it_has_its_class() -> None:
+    unknown = "(EngineCore pid=2) ERROR 11-21 09:01:55 [a.py:1] AssertionError: never seen"
+    assert findings(unknown)[0].class_ == "other"
+    assert findings(unknown, DEAD)[0].class_ == "engine_core_died"
+    assert findings(unknown, OPAQUE)[0].class_ == "other"
+
+
+def test_the_first_line_of_a_traceback_says_nothing_by_itself() -> None:
+    torn = "(APIServer pid=1) ERROR 10-20 03:20:50 [serving_chat.py:1136[] Traceback (most recent call last):"
+    assert told(torn, DEAD)[0][0] == "engine-dead"
+
+
+def test_a_worker_that_aborts_itself_follows_from_what_it_says() -> None:
+    died = "ERROR 06-10 21:32:17 multiproc_worker_utils.py:120] Worker VllmWorkerProcess pid 403 died, exit code: -6"
+    late = "[rank0]:[E ProcessGroupNCCL.cpp:563] [Rank 0] Watchdog caught collective operation timeout: WorkNCCL(x)"
+    assert [one[0] for one in told(died, late)] == ["nccl-watchdog", "worker-ended-itself"]
+    assert told(died)[0][0] == "worker-ended-itself"
+
+
 def test_what_a_log_does_not_hold_is_said() -> None:
     assert findings(OPAQUE)[0].why.startswith(NOT_IN_LOG)
     assert findings(BANNER, OPAQUE)[0].why.startswith(NO_CAUSE)

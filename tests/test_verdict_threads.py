@@ -123,6 +123,9 @@ def test_native_code_of_another_thread_lets_a_rank_run_no_python() -> None:
     story = looks(Story(), {**idle, 11: [at_its_place, busy()]})
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "native_loop")])
     assert story.told[-1].culprits[0].frame == "hash_all (app/hashing.py:7)"
+    awake = replace(at_its_place, state="R", syscall=None, owns_gil=False, moves=False)
+    story = looks(Story(), {**idle, 11: [awake, busy()]})
+    assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "native_loop")])
     # Python hands its lock on: whoever loops in it lets others run.
     story = looks(Story(), {**idle, 11: [at_its_place, busy(source="while True: pass")]})
     assert story.last == ("stalled", "rank_absent", [("Worker_TP1", "lock")])

@@ -107,19 +107,21 @@ def _telling(
     which GPU is at fault their table tells.
     """
     main = threads[0]
-    if holder := _holder_of_gil(file, main[0], table.machine):
+    if holder := _holder_of_gil(file, *main, table.machine):
         return holder, table.classify(holder)
     at_rest = {*WAITS_FOR_OTHERS, "gpu_sync"} if role == "worker" else WAITS_FOR_OTHERS
     held_up = [one for one in threads[1:] if one[1].class_ not in at_rest]
     return held_up[0] if held_up and main[1].class_ == "idle" else main
 
 
-def _holder_of_gil(file: StackFile, main: ThreadStack, machine: str) -> ThreadStack | None:
+def _holder_of_gil(file: StackFile, main: ThreadStack, classified: Classified, machine: str) -> ThreadStack | None:
     """Another thread whose native code keeps the lock of the interpreter while the main thread waits for a lock.
 
-    Python itself hands it on every 5 ms (`sys.getswitchinterval`).
+    Python itself hands it on every 5 ms (`sys.getswitchinterval`): whoever waits for it wakes up as often, and may be
+    seen running.
     """
-    if wait_of(main, machine) != "lock":
+    may_want_it = main.state == "R" and classified.class_ in ("running", "lock")
+    if main.owns_gil or not (may_want_it or wait_of(main, machine) == "lock"):
         return None
     holders = (one for one in file.threads if one.owns_gil and one.moves is False)
     return next((one for one in holders if not is_plain(one.source or "")), None)

@@ -1,16 +1,20 @@
 """Lines of a log in, what rules know of them out."""
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 from vllm_probes.judges.records import LATE_LINES, Record, RecordAssembler, Statement
-from vllm_probes.judges.rules import Context, Rule, RuleSet
+from vllm_probes.judges.rules import Context, Known, Rule, RuleSet
+from vllm_probes.log.line import TRACEBACK
 from vllm_probes.log.marks import alarming_positions, positions_of
 
 _WRITTEN_BY_LEVEL = ("vllm", "json", "uvicorn", "logging")
 _HARMLESS_LEVELS = ("debug", "info", "warning")
+_OF_REQUESTS = re.compile(r"serving\w*\.py$")
+"""Where vLLM answers requests (entrypoints/openai/serving_chat.py, chat_completion/serving.py in 0.32)."""
 _OF_TRACEBACKS = (b"Error", b"Exception", b'", line ')
 """What a traceback without its first line has."""
 
@@ -73,7 +77,7 @@ class RecordStream:
             yield from (match for match in matches if match.rule and match.rule.role == "consequence")
             return
         yield from _without_repeats(matches)
-        unknown = record.exception or next((found for found in record.statements if found.text.strip()), None)
+        unknown = record.exception or next(filter(_says_something, record.statements), None)
         told = [match.statement for match in matches]
         if unknown and unknown not in told and (record.exception or not told) and not any(map(_is_harmless, matches)):
             yield Match(record, unknown, None, {}, unknown.number, unknown.line)
@@ -87,7 +91,9 @@ class RecordStream:
                     return
 
     def _is_covered(self, record: Record) -> bool:
-        """It is the traceback to the words of another record: only what tells of a death counts."""
+        """It is the traceback to the words of another record, or of one request: only what tells of a death counts."""
+        if record.is_traceback and _OF_REQUESTS.match(record.head.file or ""):
+            return True
         if not record.is_traceback or record.head.level:
             return False
         return record.line_number - self._covers.pop(record.head.process, -LATE_LINES) < LATE_LINES
@@ -95,8 +101,10 @@ class RecordStream:
     def _known(self, record: Record, statement: Statement) -> Match | None:
         context = Context(record.frames if statement.is_exception else "", self._seen, self._version)
         found = self._rules.match(statement.text, context)
-        if found is None and "\n" in statement.text:  # a message that was wrapped on its way
+        if found is None and "\n" in statement.text:  # a message that was broken on its way
             found = self._rules.match(statement.text.replace("\n", " "), context)
+        if found and found.rule.wraps:
+            found = self._wrapped(statement.text, found.end, context) or found
         if found is None or _is_only_talk(found.rule, record):
             return None
         self._seen.add(found.rule.id)
@@ -104,6 +112,11 @@ class RecordStream:
             self._covers[record.head.process] = statement.number
         self._version = found.fields.get("version", self._version)
         return Match(record, statement, found.rule, found.fields, *statement.at(found.offset))
+
+    def _wrapped(self, text: str, begin: int, context: Context) -> Known | None:
+        """What is known of a message behind words that only pass it on."""
+        inner = self._rules.match(text[begin:], context)
+        return inner.moved(begin) if inner and inner.rule.role in ("cause", "symptom") else None
 
 
 def _is_harmless(match: Match) -> bool:
@@ -142,6 +155,10 @@ def _says_more(one: Statement, before: Statement) -> bool:
     """It is more than the name of an exception with the words of the one before."""
     said = one.text.partition(": ")[2]
     return bool(said) and said not in before.text
+
+
+def _says_something(statement: Statement) -> bool:
+    return bool(statement.text.strip()) and not statement.text.endswith(TRACEBACK)
 
 
 def _is_only_talk(rule: Rule, record: Record) -> bool:

@@ -60,6 +60,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """It tells of waiting: an error where a log ends with it."""
     survivable: bool = False
     """A run may go on after it: a warning where its process goes on with the start, or the server does its work."""
+    wraps: bool = False
+    """Behind what it matches stands the message of another error, which tells more where a rule knows it."""
     covers: bool = False
     """Words before a traceback that is printed without prefix. What is said of harmless words holds for it, too."""
     phase: str | None = None
@@ -101,7 +103,13 @@ class Known(NamedTuple):
     fields: dict[str, str]
     """The named groups that took part."""
     offset: int
-    """Where in the text it begins."""
+    """Where in the text it begins …"""
+    end: int
+    """… and ends."""
+
+    def moved(self, by: int) -> "Known":
+        """The same in a text that has so many characters more in front."""
+        return self._replace(offset=self.offset + by, end=self.end + by)
 
 
 class _Entry(NamedTuple):
@@ -166,13 +174,13 @@ class RuleSet:
             by_frames = self._first(self._by_frames, message, context)
             if found is None or (by_frames and by_frames.rule.role == "noise"):
                 found = by_frames
-        return found and found._replace(offset=found.offset + text.index(message))
+        return found and found.moved(text.index(message))
 
     def _first(self, numbers: Iterable[int], message: str, context: Context) -> Known | None:
         for entry in map(self._entries.__getitem__, numbers):
             if (found := _pattern(entry.source).search(message)) and _fits(entry.rule, context):
                 fields = {name: value for name, value in found.groupdict().items() if value is not None}
-                return Known(entry.rule, fields, found.start())
+                return Known(entry.rule, fields, *found.span())
         return None
 
     def _candidates(self, message: str) -> list[int]:

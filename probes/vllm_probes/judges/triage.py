@@ -29,6 +29,8 @@ UNKNOWN_WHY = "An error that no rule knows."
 UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
+ENGINE_DEATHS = ("engine-fatal", "engine-dead", "engine-dead-old")
+"""What is written only where an engine that ran has died."""
 
 _MAYBE_SIGNAL_9 = re.compile(r"(?:exit code|'): (?:-9|137|None)\b|\bdied unexpectedly, ")
 _EXIT_SIGNAL = re.compile(r"(?<!\w)-(\d+)\b")
@@ -108,11 +110,19 @@ def find_causes(
     merged = _merge(sorted(told, key=lambda clue: clue.line_number))
     order = sorted(merged, key=lambda one: (_TIERS.index(one[0].tier), one[0].line_number))
     findings = [_finding(clue, writers, facts, log) for clue, writers in order]
+    if findings and _has_killed_the_engine(order[0][0], told):
+        findings[0] = _with(findings[0], class_="engine_core_died")
     if findings and order[0][0].tier in _EXPLAINING:
         findings[0] = _with(findings[0], role="cause")
     elif findings and findings[0].role == "consequence":
         findings[0] = _with(findings[0], why=f"{NOT_IN_LOG if begin_is_missing else NO_CAUSE} {findings[0].why}")
     return findings[:MAX_FINDINGS]
+
+
+def _has_killed_the_engine(first: Clue, told: Iterable[Clue]) -> bool:
+    """An exception that no rule knows, in a log that tells of the death of an engine that ran."""
+    is_unknown = first.rule is None and first.is_exception
+    return is_unknown and any(clue.rule is not None and clue.rule.id in ENGINE_DEATHS for clue in told)
 
 
 def _killed_for_memory(clue: Clue, count: int) -> Clue:

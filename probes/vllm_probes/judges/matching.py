@@ -77,6 +77,8 @@ class RecordStream:
             yield from (match for match in matches if match.rule and match.rule.role == "consequence")
             return
         yield from _without_repeats(matches)
+        if _OF_REQUESTS.match(record.head.file or ""):
+            return
         unknown = record.exception or next(filter(_says_something, record.statements), None)
         told = [match.statement for match in matches]
         if unknown and unknown not in told and (record.exception or not told) and not any(map(_is_harmless, matches)):

@@ -249,6 +249,8 @@ class _Draft:
                 self._raise(number, line, text)
             else:
                 self._state_that(number, line, text)
+        elif self._head.shape in _BARE and _EXCEPTION_ALONE.match(text):  # another one, without its traceback
+            self._raise(number, line, text)
         else:
             self._go_on(number, line, text)
 

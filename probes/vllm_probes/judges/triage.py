@@ -29,7 +29,7 @@ UNKNOWN_WHY = "An error that no rule knows."
 UNKNOWN_FIX = "Read the lines around it; look for it among vLLM's issues."
 NOT_IN_LOG = "The cause is not in this log: look above line 1, where the processes that it names wrote."
 NO_CAUSE = "No line of this log says why: look at exit codes, at `dmesg`, and at what those processes wrote last."
-ENGINE_DEATHS = ("engine-fatal", "engine-dead", "engine-dead-old")
+ENGINE_DEATHS = ("engine-fatal", "engine-dead", "engine-dead-old", "output-handler")
 """What is written only where an engine that ran has died."""
 
 _MAYBE_SIGNAL_9 = re.compile(r"(?:exit code|'): (?:-9|137|None)\b|\bdied unexpectedly, ")
@@ -120,9 +120,9 @@ def find_causes(
 
 
 def _has_killed_the_engine(first: Clue, told: Iterable[Clue]) -> bool:
-    """An exception that no rule knows, in a log that tells of the death of an engine that ran."""
-    is_unknown = first.rule is None and first.is_exception
-    return is_unknown and any(clue.rule is not None and clue.rule.id in ENGINE_DEATHS for clue in told)
+    """An error of no class, in a log that tells of the death of an engine that ran."""
+    has_no_class = first.tier in _EXPLAINING and (first.rule is None or first.rule.class_ == "other")
+    return has_no_class and any(clue.rule is not None and clue.rule.id in ENGINE_DEATHS for clue in told)
 
 
 def _killed_for_memory(clue: Clue, count: int) -> Clue:

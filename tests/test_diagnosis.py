@@ -135,6 +135,14 @@ def test_an_unknown_exception_in_an_engine_that_died_of_it_has_its_class() -> No
     assert findings(unknown, OPAQUE)[0].class_ == "other"
 
 
+def test_of_exceptions_below_each_other_the_unknown_one_comes_before_its_consequence() -> None:
+    opaque = OPAQUE.partition(") ")[2]
+    assert [one[:2] for one in told("KeyError: 'x'", opaque)] == [
+        (None, "cause"),
+        ("engine-init-failed", "consequence"),
+    ]
+
+
 def test_the_first_line_of_a_traceback_says_nothing_by_itself() -> None:
     torn = "(APIServer pid=1) ERROR 10-20 03:20:50 [serving_chat.py:1136[] Traceback (most recent call last):"
     assert told(torn, DEAD)[0][0] == "engine-dead"

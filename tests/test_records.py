@@ -234,3 +234,11 @@ def test_no_line_is_lost_or_told_twice(lines: list[str]) -> None:
     told = [text for record in records(*lines) for text in record.lines]
     spoken = [line for line in lines if line]
     assert len([text for text in told if text]) == len(spoken)
+
+
+def test_exceptions_below_each_other_are_several() -> None:
+    (record,) = records("KeyError: 'x'", "its second line", "RuntimeError: Engine core initialization failed.")
+    assert exceptions(record) == [
+        (1, "KeyError: 'x'\nits second line"),
+        (3, "RuntimeError: Engine core initialization failed."),
+    ]

@@ -79,8 +79,8 @@ class RecordStream:
         yield from _without_repeats(matches)
         if _OF_REQUESTS.match(record.head.file or ""):
             return
-        unknown = record.exception or next(filter(_says_something, record.statements), None)
         told = [match.statement for match in matches]
+        unknown = _unknown_in(record, matches)
         if unknown and unknown not in told and (record.exception or not told) and not any(map(_is_harmless, matches)):
             yield Match(record, unknown, None, {}, unknown.number, unknown.line)
 
@@ -157,6 +157,16 @@ def _says_more(one: Statement, before: Statement) -> bool:
     """It is more than the name of an exception with the words of the one before."""
     said = one.text.partition(": ")[2]
     return bool(said) and said not in before.text
+
+
+def _unknown_in(record: Record, matches: Sequence[Match]) -> Statement | None:
+    """What to tell of a record where no rule knows it: the exception that got out, but rather the one before it than
+    one that is known to follow from others; else its first words."""
+    if record.exception is None:
+        return next(filter(_says_something, record.statements), None)
+    consequences = [match.statement for match in matches if match.rule and match.rule.role == "consequence"]
+    raised = [statement for statement in record.statements if statement.is_exception]
+    return next((one for one in reversed(raised) if one not in consequences), record.exception)
 
 
 def _says_something(statement: Statement) -> bool:

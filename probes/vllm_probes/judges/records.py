@@ -244,13 +244,10 @@ class _Draft:
                 self._raise(number, line, text)
             elif not _CARETS.match(text):
                 self._source = number, line, text.strip()
-        elif self._state == "text":
-            if _EXCEPTION_ALONE.match(text):
-                self._raise(number, line, text)
-            else:
-                self._state_that(number, line, text)
-        elif self._head.shape in _BARE and _EXCEPTION_ALONE.match(text):  # another one, without its traceback
+        elif (self._state == "text" or self._head.shape in _BARE) and _EXCEPTION_ALONE.match(text):
             self._raise(number, line, text)
+        elif self._state == "text":
+            self._state_that(number, line, text)
         else:
             self._go_on(number, line, text)
 

@@ -176,4 +176,5 @@ def _says_something(statement: Statement) -> bool:
 def _is_only_talk(rule: Rule, record: Record) -> bool:
     """A record that its writer calls harmless does not tell of an error, whatever words are in it."""
     harmless = record.head.shape in _WRITTEN_BY_LEVEL and record.level in _HARMLESS_LEVELS
-    return harmless and not record.is_traceback and rule.severity in ("error", "fatal")
+    is_failure = rule.severity in ("error", "fatal") and not rule.at_any_level
+    return harmless and not record.is_traceback and is_failure

@@ -60,6 +60,8 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """It tells of waiting: an error where a log ends with it."""
     survivable: bool = False
     """A run may go on after it: a warning where its process goes on with the start, or the server does its work."""
+    at_any_level: bool = False
+    """It tells of a failure though its writer says so on the level of information."""
     wraps: bool = False
     """Behind what it matches stands the message of another error, which tells more where a rule knows it."""
     covers: bool = False

@@ -44,7 +44,7 @@ async def test_a_search_leaves_the_rules_with_all_its_words(script: Script, tmp_
         await pilot.press("escape")
         await until(pilot, lambda: not app.screen.query(SearchBar))
         await shows(app, pilot, f"mean · {len(known_rules())} rules")
-        await pilot.press("slash", *"NoneType", "enter")
+        await pilot.press("slash", *"not iterable", "enter")
         await shows(app, pilot, "1 of ", "TypeError: 'NoneType' object is not iterable")
         await pilot.press("escape")
         await until(pilot, lambda: isinstance(app.screen, MainScreen))

@@ -37,7 +37,7 @@ class Thread(msgspec.Struct, frozen=True):
     thread_name: str | None = None
     os_thread_id: int | None = None
     active: bool = False
-    owns_gil: bool = False
+    owns_gil: bool | None = None
     frames: list[Frame] = []
 
 

@@ -42,7 +42,7 @@ _PLAIN = (
 _BRIEF = frozenset(
     (
         *("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"),
-        *("len", "isinstance", "id", "getpid", "get_ident", "locked", "query", "sched_yield"),
+        *("len", "isinstance", "id", "getpid", "get_ident", "locked", "query"),
     )
 )
 """Native functions, by their last name, that loops ask again and again; one in Python has a frame of its own."""

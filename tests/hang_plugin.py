@@ -96,6 +96,18 @@ def loop_in_native_code() -> None:
     pow(3, 10**9)
 
 
+def wait_for_the_clock() -> None:
+    end = time.monotonic() + 1000
+    while time.monotonic() < end:
+        pass
+
+
+def hold_the_interpreter() -> None:
+    """In another thread, so that this one stops wherever it is."""
+    threading.Thread(target=loop_in_native_code, daemon=True).start()
+    loop_in_python()
+
+
 def read_a_pipe() -> None:
     path = Path(f"{os.environ['HANG_FILE']}.{os.getpid()}")
     os.mkfifo(path)
@@ -129,8 +141,11 @@ FAULTS: dict[str, Callable[[], object]] = {
     "socket": wait_on_a_socket,
     "raise": fail,
     "once_more": go_on,
+    "clock": wait_for_the_clock,
+    "gil": hold_the_interpreter,
 }
-"""`once_more`: the wrapped call is made twice, once."""
+"""By what the process then does, but for: `once_more`, the wrapped call is made twice, once; `clock`, a loop in Python
+that calls native code; `gil`, native code in another thread."""
 
 
 class Order:

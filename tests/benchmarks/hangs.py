@@ -34,6 +34,8 @@ OTHERS = [
     "step:1:raise",
     "collective:1:raise",
     "collective:0:once_more",
+    "step:0:clock",
+    "step:1:gil",
     *(f"{place}:0:{fault}" for place in ("schedule", "front") for fault in ("lock", "python_loop", "read")),
     *(f"stop:{process}" for process in ("Worker_TP0", "Worker_TP1", "EngineCore")),
     *(f"freeze:{process}" for process in ("Worker_TP1", "EngineCore")),
@@ -75,7 +77,7 @@ def expected(case: str) -> Expected:
             )
         )
     rank, fault = rest.split(":")
-    doing = {"raise": "idle", "once_more": "idle"}.get(fault, fault)
+    doing = {"raise": "idle", "once_more": "idle", "clock": "python_loop", "gil": "native_loop"}.get(fault, fault)
     if fault == "once_more":  # and the peer, which is through, is the one that is absent
         rank = str(1 - int(rank))
     match place:

@@ -121,7 +121,7 @@ def test_a_message_that_passes_another_one_on_is_read_to_its_end(line: str, rule
 
 
 def test_what_answers_a_request_speaks_of_that_request_alone() -> None:
-    head = "ERROR 02-08 11:19:09 serving_chat.py:193] "
+    head = "ERROR 11-21 09:01:55 serving_chat.py:9] "
     frames = ["Traceback (most recent call last):", '  File "/opt/v/json/decoder.py", line 9, in raw_decode', "    x"]
     record = [head + line for line in (*frames, "json.decoder.JSONDecodeError: Expecting value: line 1 column 1")]
     assert told(*record) == []
@@ -144,7 +144,7 @@ def test_of_exceptions_below_each_other_the_unknown_one_comes_before_its_consequ
 
 
 def test_the_first_line_of_a_traceback_says_nothing_by_itself() -> None:
-    torn = "(APIServer pid=1) ERROR 10-20 03:20:50 [serving_chat.py:1136[] Traceback (most recent call last):"
+    torn = "(APIServer pid=1) ERROR 11-21 09:01:55 [serving_chat.py:9[] Traceback (most recent call last):"
     assert told(torn, DEAD)[0][0] == "engine-dead"
 
 

@@ -20,10 +20,10 @@ for title, below in children:
 time.sleep(600)
 """
 WORKERS = [["VLLM::Worker_TP0", []], ["VLLM::Worker_TP1", []]]
-PORT = str(20_000 + os.getpid() % 20_000)
-"""Of this test process alone: a server is found by its port, those of tests that run beside this one as well."""
 ENGINE = [["VLLM::EngineCore", WORKERS]]
 """What stands below an API server with two ranks."""
+PORT = str(20_000 + os.getpid() % 20_000)
+"""Of this test process alone: a server is found by its port, those of tests that run beside this one as well."""
 
 
 class TitledTree:

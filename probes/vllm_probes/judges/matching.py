@@ -77,7 +77,7 @@ class RecordStream:
             yield from (match for match in matches if match.rule and match.rule.role == "consequence")
             return
         yield from _without_repeats(matches)
-        if _OF_REQUESTS.match(record.head.file or ""):
+        if _is_of_a_request(record):
             return
         told = [match.statement for match in matches]
         unknown = _unknown_in(record, matches)
@@ -94,7 +94,7 @@ class RecordStream:
 
     def _is_covered(self, record: Record) -> bool:
         """It is the traceback to the words of another record, or of one request: only what tells of a death counts."""
-        if record.is_traceback and _OF_REQUESTS.match(record.head.file or ""):
+        if record.is_traceback and _is_of_a_request(record):
             return True
         if not record.is_traceback or record.head.level:
             return False
@@ -119,6 +119,10 @@ class RecordStream:
         """What is known of a message behind words that only pass it on."""
         inner = self._rules.match(text[begin:], context)
         return inner.moved(begin) if inner and inner.rule.role in ("cause", "symptom") else None
+
+
+def _is_of_a_request(record: Record) -> bool:
+    return _OF_REQUESTS.match(record.head.file or "") is not None
 
 
 def _is_harmless(match: Match) -> bool:

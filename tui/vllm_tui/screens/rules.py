@@ -54,7 +54,7 @@ class RulesPage(Page):
 
     def page_rows(self, width: int) -> list[Content]:
         rows: list[Content] = []
-        for subject, rules in groupby(self._rules, subject_of):
+        for subject, rules in groupby(self._rules, _subject_of):
             rows += [Content("")] if rows else []
             rows.append(Content.styled(f" {printable(subject)}", "bold"))
             for rule in rules:
@@ -93,7 +93,7 @@ class RulesPage(Page):
     def _look_for(self, needle: str) -> None:
         self._needle = needle.strip()
         words = self._needle.lower().split()
-        self._rules = [rule for rule in self._all if all(word in _words(rule) for word in words)]
+        self._rules = [rule for rule in self._all if _has_all(rule, words)]
         self._choose(0)
 
     def _close_search(self) -> None:
@@ -107,7 +107,7 @@ class RulesPage(Page):
             self.app.notify(f"What {rule.id} means is copied.", markup=False)
 
 
-def subject_of(rule: "Rule") -> str:
+def _subject_of(rule: "Rule") -> str:
     """What failures are about, and what is none."""
     if rule.explains:
         return rule.class_.replace("_", " ")
@@ -115,12 +115,14 @@ def subject_of(rule: "Rule") -> str:
 
 
 def _subject_order(rule: "Rule") -> tuple[bool, bool, str]:
-    subject = subject_of(rule)
+    subject = _subject_of(rule)
     return (not rule.explains, subject == _HARMLESS, subject)
 
 
-def _words(rule: "Rule") -> str:
-    return "\n".join([rule.id, subject_of(rule), rule.why, rule.fix, rule.label or "", *rule.samples]).lower()
+def _has_all(rule: "Rule", words: Sequence[str]) -> bool:
+    texts = [rule.id, _subject_of(rule), rule.why, rule.fix, rule.label or "", *rule.samples]
+    said = "\n".join(texts).lower()
+    return all(word in said for word in words)
 
 
 def _entry(rule: "Rule", width: int, *, is_chosen: bool) -> Iterator[Content]:
